@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+# The two commands are `make demo` and `make test`; each installs what is missing first. It needs make and git only.
+# Rules for the C programs are in core/Makefile; nothing here knows how C is compiled.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+# Two compilers at once at most: the test machines have two cores, and guests run beside.
+JOBS ?= 2
+FUZZ_SECONDS ?= 60
+STRESS_SECONDS ?= 20
+# Coverage below these fails the run (0: print only).
+PYTHON_COVERAGE ?= 0
+C_COVERAGE ?= 0
+
+PACKAGE_LISTS := tests/ci/packages.txt $(wildcard qemu-tests/packages.txt)
+CORE := $(MAKE) --no-print-directory -j$(JOBS) -C core PYTHON=$(abspath $(PY)) FUZZ_SECONDS=$(FUZZ_SECONDS) STRESS_SECONDS=$(STRESS_SECONDS)
+# What the compiled module is made from; the tables of scsi/ become C.
+BUILT_FROM := setup.py pyproject.toml vhost_scsi/dataplane/build.py $(wildcard core/*.c core/*.h scsi/*.py)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- what is needed --------------------------------------------------------------------------------------------------
+
+.PHONY: deps
+deps: $(STAMPS)/venv ## install what is missing: Debian packages and .venv
+
+# The stamps live in the environment, so that removing .venv starts from nothing.
+$(STAMPS)/packages: $(PACKAGE_LISTS) tests/ci/install-packages
+	@tests/ci/install-packages $(PACKAGE_LISTS)
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/venv: $(STAMPS)/packages pyproject.toml tests/ci/make-venv
+	@tests/ci/make-venv $(VENV)
+	@mkdir -p $(@D) && touch $(STAMPS)/packages $@
+
+.PHONY: build
+build: $(STAMPS)/build ## compile the C core and install the package, editable, into .venv
+
+# CFLAGS reaches the compiler through setuptools: a warning is an error here, but not for somebody who builds a wheel
+# with a compiler that we have not seen.
+$(STAMPS)/build: $(STAMPS)/venv $(BUILT_FROM)
+	@CFLAGS="$(CFLAGS) -Werror" $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: deps ## ruff: style, imports, banned short names
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: typecheck
+typecheck: build ## mypy --strict over the package
+	$(PY) -m mypy
+
+.PHONY: core-test
+core-test: deps ## C tests, plain, and the fuzz corpus replayed under ASan and UBSan
+	$(CORE) test replay
+
+.PHONY: asan
+asan: deps ## C tests and the fuzz corpus under ASan and UBSan
+	$(CORE) asan replay
+
+.PHONY: tsan
+tsan: deps ## C tests and stress programs under ThreadSanitizer
+	$(CORE) tsan
+
+.PHONY: fuzz
+fuzz: deps ## libFuzzer over every C fuzz target, FUZZ_SECONDS=60 each
+	$(CORE) fuzz
+
+.PHONY: core-cover
+core-cover: deps ## C line coverage of the C tests, printed
+	$(CORE) cover C_COVERAGE=$(C_COVERAGE)
+
+.PHONY: pytest
+pytest: build ## Python tests with coverage, printed
+	@rm -f .coverage .coverage.*
+	$(PY) -m pytest --cov --cov-report=term --cov-fail-under=$(PYTHON_COVERAGE)
+
+.PHONY: qemu-tests
+qemu-tests: build ## tests that boot a real guest
+	$(PY) -m pytest qemu-tests --timeout=1200
+
+.PHONY: test
+test: ## everything that must pass before a change goes in (<= 25 minutes)
+	tests/ci/run-steps deps build lint typecheck core-test asan tsan core-cover pytest qemu-tests
+
+.PHONY: test-all
+test-all: ## everything without a time limit; writes docs/test-report.md
+	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan core-cover pytest qemu-tests fuzz bench
+
+.PHONY: bench
+bench: build ## measure: IOPS of one worker against a polled driver
+	$(PY) -m bench
+
+.PHONY: demo
+demo: build ## boot a real Debian from our back end and look into its queues
+	$(PY) qemu-tests/demo.py
+
+.PHONY: clean
+clean: ## remove what was built; .venv and .cache stay
+	rm -rf build dist core/gen vhost_scsi/_core.*.so vhost_scsi/_core.c vhost_scsi.egg-info $(STAMPS)/build
