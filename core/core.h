@@ -1,0 +1,519 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the parts of the data plane say to each other: workers and their inboxes, engines, timers, pins, stores and ios, tasks, rings and
+ * guest memory. api.h is what the outside sees. Threads: "worker" = runs on the worker that owns the object; "control" = the one thread of
+ * Python's loop; "any" = both.
+ */
+#ifndef VS_CORE_H
+#define VS_CORE_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "api.h"
+
+/* ---- small things ---------------------------------------------------------------------------------------------------------------- */
+
+#define VS_CACHE_LINE 64
+#define vs_likely(x) __builtin_expect(!!(x), 1)
+#define vs_unlikely(x) __builtin_expect(!!(x), 0)
+#define vs_container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define vs_min(a, b) ({ __typeof__(a) a_ = (a); __typeof__(b) b_ = (b); a_ < b_ ? a_ : b_; })
+#define vs_max(a, b) ({ __typeof__(a) a_ = (a); __typeof__(b) b_ = (b); a_ > b_ ? a_ : b_; })
+
+/* ThreadSanitizer does not model fences: there a sequentially consistent exchange on a private word stands in for one. */
+#if defined(__SANITIZE_THREAD__)
+#define VS_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define VS_TSAN 1
+#endif
+#endif
+static inline void vs_fence(void)
+{
+#ifdef VS_TSAN
+	extern _Atomic uint32_t vs_tsan_fence;
+	atomic_fetch_add(&vs_tsan_fence, 1);
+#else
+	atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
+
+static inline void vs_pause(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#endif
+}
+
+/* Counters that one thread writes and others read: no lock prefix, no data race. */
+typedef _Atomic uint64_t vs_counter;
+static inline void vs_count(vs_counter *c, uint64_t n)
+{
+	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + n, memory_order_relaxed);
+}
+static inline uint64_t vs_counted(const vs_counter *c)
+{
+	return atomic_load_explicit((vs_counter *)c, memory_order_relaxed);
+}
+
+struct vs_list { struct vs_list *next, *prev; };
+static inline void vs_list_init(struct vs_list *l) { l->next = l->prev = l; }
+static inline bool vs_list_empty(const struct vs_list *l) { return l->next == l; }
+static inline void vs_list_add_tail(struct vs_list *head, struct vs_list *n)
+{
+	n->prev = head->prev; n->next = head; head->prev->next = n; head->prev = n;
+}
+static inline void vs_list_del(struct vs_list *n)
+{
+	n->prev->next = n->next; n->next->prev = n->prev; n->next = n->prev = n;
+}
+
+uint64_t vs_now_ns(void); /* CLOCK_MONOTONIC */
+
+struct vs_worker;
+
+/* ---- messages to a worker (any thread -> worker) ------------------------------------------------------------------------------------- */
+
+struct vs_msg { struct vs_msg *next; void (*run)(struct vs_worker *w, struct vs_msg *m); };
+/* Pushes without waking; the order of pushes of one thread is kept. */
+void vs_worker_push(struct vs_worker *w, struct vs_msg *m);
+/* After a push, a ring change, an epoch bump: costs a write(2) only when the worker sleeps. */
+void vs_worker_wake(struct vs_worker *w);
+static inline void vs_worker_send(struct vs_worker *w, struct vs_msg *m) { vs_worker_push(w, m); vs_worker_wake(w); }
+
+/* ---- messages to Python (any thread -> control) --------------------------------------------------------------------------------------- */
+
+struct vs_upnode { struct vs_upnode *next; uint32_t kind; uint32_t worker; uint64_t cookie; uint64_t aux; int32_t err; bool allocated; void *object; };
+/* Pushes the node; it belongs to the control thread until drained. */
+void vs_upcall(struct vs_core *core, struct vs_upnode *n);
+/* The same from a node that is allocated here (control-plane events only, never per request). */
+void vs_upcall_new(struct vs_core *core, uint32_t kind, uint32_t worker, uint64_t cookie, uint64_t aux, int32_t err, void *object);
+/* Worker: like vs_upcall_new for VS_UP_DONE and VS_UP_DRAINED, but sent at the end of this loop turn, after completions were made visible. */
+void vs_upcall_after_flush(struct vs_worker *w, uint32_t kind, uint64_t cookie, uint64_t aux, int32_t err);
+
+/* ---- engines ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* A descriptor that tells when it is readable: kick eventfds, the wake-up eventfd, sockets. Worker only. ready() must read it empty. */
+struct vs_source {
+	int fd;
+	uint32_t events; /* EPOLLIN and/or EPOLLOUT */
+	void (*ready)(struct vs_worker *w, struct vs_source *s, uint32_t events);
+	void (*removed)(struct vs_worker *w, struct vs_source *s); /* the engine is through with it: close fd, free here */
+	bool armed, removing; /* engine's */
+	uint32_t generation;  /* engine's */
+};
+
+/* A file operation. Worker only. done() runs on the worker, from reap, never from submit. */
+enum vs_op_kind { VS_OP_READV, VS_OP_WRITEV, VS_OP_FDATASYNC, VS_OP_FALLOCATE, VS_OP_CALL };
+struct vs_op {
+	struct vs_op *next;      /* engine's */
+	uint8_t kind;
+	uint32_t rw_flags;       /* RWF_DSYNC */
+	int fd;
+	const struct iovec *iov; /* stays valid until done */
+	int niov;                /* <= IOV_MAX (1024) */
+	int mode;                /* fallocate */
+	uint64_t offset, length;
+	ssize_t result;          /* bytes or -errno */
+	void (*call)(struct vs_op *op); /* VS_OP_CALL: runs on a helper thread, may block, sets result (ioctl, what the engine lacks) */
+	void (*done)(struct vs_worker *w, struct vs_op *op);
+};
+
+struct vs_engine_ops {
+	const char *name;
+	int (*init)(struct vs_worker *w);   /* sets w->engine_data; on the worker's thread */
+	void (*fini)(struct vs_worker *w);  /* nothing in flight */
+	int (*source_add)(struct vs_worker *w, struct vs_source *s);
+	void (*source_del)(struct vs_worker *w, struct vs_source *s); /* removed() follows from a later reap, never from here */
+	void (*source_events)(struct vs_worker *w, struct vs_source *s, uint32_t events);
+	void (*submit)(struct vs_worker *w, struct vs_op *op); /* never fails: errors arrive in result; kept when the ring is full */
+	int (*reap)(struct vs_worker *w);   /* submits what is queued, runs what has ended, does not block; how many it ran */
+	bool (*pending)(struct vs_worker *w); /* cheap: does reap have something to do (queued submissions or arrived completions)? */
+	void (*wait)(struct vs_worker *w, int64_t timeout_ns); /* until something arrives (-1: for ever); reap follows */
+	uint32_t (*in_flight)(struct vs_worker *w);
+};
+extern const struct vs_engine_ops vs_engine_uring, vs_engine_epoll;
+/* NULL, or why io_uring cannot be had (a static text). */
+const char *vs_uring_why_not(void);
+
+/* ---- timers (worker only) -------------------------------------------------------------------------------------------------------------- */
+
+struct vs_timer { uint64_t deadline_ns; uint32_t index; /* in the heap, UINT32_MAX: not set */ void (*fire)(struct vs_worker *w, struct vs_timer *t); };
+void vs_timer_init(struct vs_timer *t, void (*fire)(struct vs_worker *, struct vs_timer *));
+int vs_timer_set(struct vs_worker *w, struct vs_timer *t, uint64_t deadline_ns); /* -ENOMEM */
+void vs_timer_cancel(struct vs_worker *w, struct vs_timer *t);
+int vs_timers_run(struct vs_worker *w, uint64_t now_ns);          /* how many fired */
+uint64_t vs_timers_next(const struct vs_worker *w);                /* deadline, UINT64_MAX when none */
+
+/* ---- workers ---------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Something a worker looks at in each turn: a ring. poll() returns how much it did; arm() asks for kicks and returns true when work came in
+ * meanwhile; disarm() says that kicks are not needed while we spin. */
+struct vs_poller {
+	struct vs_list link;
+	int (*poll)(struct vs_worker *w, struct vs_poller *p);
+	void (*flush)(struct vs_worker *w, struct vs_poller *p); /* make completions visible, notify once */
+	bool (*arm)(struct vs_worker *w, struct vs_poller *p);
+	void (*disarm)(struct vs_worker *w, struct vs_poller *p);
+	struct vs_list dirty;    /* on w->dirty while it has completions to flush */
+};
+static inline void vs_poller_dirty(struct vs_worker *w, struct vs_poller *p);
+
+struct vs_iovec_block { struct vs_iovec_block *next; };
+enum { VS_IOV_CLASSES = 6 };
+
+struct vs_worker {
+	struct vs_core *core;
+	uint32_t index;
+	pthread_t thread;
+	const struct vs_engine_ops *engine;
+	void *engine_data;
+	uint64_t now_ns;           /* read once a turn */
+	struct vs_list pollers, dirty, tasks;
+	struct vs_task *redo_head, **redo_tail; /* passed the gate while the inbox was not empty */
+	struct vs_upnode *deferred_head, **deferred_tail;
+	struct vs_timer **timers; uint32_t ntimers, timers_size;
+	struct vs_io *io_free;
+	struct vs_iovec_block *iov_free[VS_IOV_CLASSES];
+	uint64_t iov_bytes;
+	uint8_t *scratch;          /* VS_SCRATCH bytes, for one synchronous use */
+	struct vs_source wake_source;
+	struct vs_upnode epoch_node;
+	bool started;
+	struct {
+		vs_counter loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
+		_Atomic int64_t thread_id;
+	} stats;
+	_Alignas(VS_CACHE_LINE) _Atomic(struct vs_msg *) inbox; /* a stack; run reversed */
+	_Atomic uint32_t sleeping;
+	_Atomic uint32_t epoch_sent; /* epoch_node is on its way */
+	_Atomic uint64_t epoch_seen;
+	_Atomic bool stop;
+	int wake_fd;
+};
+static inline void vs_poller_dirty(struct vs_worker *w, struct vs_poller *p)
+{
+	if (vs_list_empty(&p->dirty))
+		vs_list_add_tail(&w->dirty, &p->dirty);
+}
+/* A transport asks this before it pops the next request: messages that were posted before a gate opened must run first. */
+static inline bool vs_worker_should_yield(struct vs_worker *w)
+{
+	return atomic_load_explicit(&w->inbox, memory_order_acquire) != NULL;
+}
+
+struct vs_core {
+	struct vs_config config;
+	const struct vs_engine_ops *engine;
+	struct vs_worker *workers;
+	_Alignas(VS_CACHE_LINE) _Atomic uint64_t epoch;
+	_Alignas(VS_CACHE_LINE) _Atomic(struct vs_upnode *) up_stack;
+	struct vs_upnode *up_head, **up_tail; /* control only */
+	int up_fd;
+	struct vs_excl *excl; /* range locks that wait for epochs */
+	_Atomic uint32_t excl_waiting;
+	bool started;
+};
+
+/* iovec arrays for chains longer than the inline ones: size classes, kept by the worker. NULL when the worker's limit is reached. */
+struct iovec *vs_iovec_get(struct vs_worker *w, uint32_t n);
+void vs_iovec_put(struct vs_worker *w, struct iovec *iov, uint32_t n);
+
+/* ---- pins --------------------------------------------------------------------------------------------------------------------------------- */
+
+struct vs_pin_slot { _Alignas(VS_CACHE_LINE) _Atomic uint64_t count; };
+struct vs_pins { struct vs_core *core; struct vs_pin_slot *slots; _Atomic uint32_t watched; uint64_t cookie; uint32_t n; };
+int vs_pins_init(struct vs_pins *p, struct vs_core *core);
+void vs_pins_fini(struct vs_pins *p);
+void vs_pins_zero(struct vs_worker *w, struct vs_pins *p); /* slow half of vs_unpin */
+static inline void vs_pin(struct vs_worker *w, struct vs_pins *p)
+{
+	_Atomic uint64_t *c = &p->slots[w->index].count;
+	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + 1, memory_order_release);
+}
+static inline void vs_unpin(struct vs_worker *w, struct vs_pins *p)
+{
+	_Atomic uint64_t *c = &p->slots[w->index].count;
+	uint64_t v = atomic_load_explicit(c, memory_order_relaxed) - 1;
+	atomic_store_explicit(c, v, memory_order_release);
+	if (vs_unlikely(v == 0 && atomic_load_explicit(&p->watched, memory_order_acquire)))
+		vs_pins_zero(w, p);
+}
+
+/* ---- stores and ios --------------------------------------------------------------------------------------------------------------------- */
+
+/* One byte operation on a store. Worker only. Whoever submits owns it until done() runs (or submit said DONE). The iovecs cover exactly
+ * length bytes for READ and WRITE; stores may not change them. */
+struct vs_io {
+	struct vs_store *store;
+	struct vs_worker *w;
+	uint8_t op;              /* enum vs_io_op */
+	uint8_t flags;           /* enum vs_io_flag */
+	int32_t err;             /* enum vs_store_error */
+	uint64_t offset, length;
+	struct iovec *iov;
+	int niov;
+	void (*done)(struct vs_io *io);
+	void *owner;             /* the submitter's */
+	/* the store's, while it has the io */
+	struct vs_op eng;
+	struct vs_timer timer;
+	struct vs_io *next, *parent;
+	uint64_t progress;
+	void *priv;
+	uint32_t state;
+	uint32_t pending;
+	struct vs_upnode up;     /* Python stores */
+	struct vs_msg msg;
+};
+enum vs_submit { VS_SUBMIT_PENDING = 0, VS_SUBMIT_DONE = 1 };
+
+struct vs_store_ops {
+	const char *kind;
+	/* Range, read-only and latch are checked before. DONE: err is set, done() is not called. PENDING: done() will run on io->w. */
+	enum vs_submit (*submit)(struct vs_store *s, struct vs_io *io);
+	void (*destroy)(struct vs_store *s); /* frees s itself; not its lower store */
+	int (*resize)(struct vs_store *s, uint64_t size); /* NULL: -ENOTSUP; sets info.size */
+	int (*map)(struct vs_store *s, uint64_t offset, uint64_t length, int *mapped, uint64_t *run); /* NULL: -ENOTSUP */
+	/* Aborted: the io should end soon (a delay cuts its wait short). NULL: it ends when it ends. */
+	void (*cancel)(struct vs_store *s, struct vs_io *io);
+};
+struct vs_store {
+	const struct vs_store_ops *ops;
+	struct vs_core *core;
+	struct vs_store *lower;
+	struct vs_store_info info;      /* size is read with __atomic: resize happens behind a fence */
+	_Atomic uint32_t flush_failed;  /* latched until the store is opened anew */
+	struct { vs_counter ops[VS_IO_OPS], bytes[VS_IO_OPS], errors[VS_IO_OPS]; } *stats; /* one a worker */
+};
+/* store.c: checks range, read-only and latch, counts, then ops->submit. */
+enum vs_submit vs_store_submit(struct vs_store *s, struct vs_io *io);
+/* store.c: for stores: end an io that was pending: counts errors, latches failed flushes, runs done(). */
+void vs_io_end(struct vs_io *io, int32_t err);
+void vs_store_cancel(struct vs_store *s, struct vs_io *io);
+int vs_store_init(struct vs_store *s, vs_core *core, const struct vs_store_ops *ops, struct vs_store *lower);
+void vs_store_fini(struct vs_store *s);
+int32_t vs_store_error_of_errno(int err, uint8_t op); /* errno (positive) -> enum vs_store_error */
+/* Child ios for wrappers, from the worker's free list; NULL when memory is out. */
+struct vs_io *vs_io_get(struct vs_worker *w);
+void vs_io_put(struct vs_worker *w, struct vs_io *io);
+/* iov.c: byte-exact walks over iovecs. All return the bytes done. */
+uint64_t vs_iov_length(const struct iovec *iov, int niov);
+uint64_t vs_iov_to_buffer(const struct iovec *iov, int niov, uint64_t skip, void *buffer, uint64_t n);
+uint64_t vs_iov_from_buffer(const struct iovec *iov, int niov, uint64_t skip, const void *buffer, uint64_t n);
+uint64_t vs_iov_fill(const struct iovec *iov, int niov, uint64_t skip, int byte, uint64_t n);
+/* The part [skip, skip+n) of iov as at most max iovecs in out; returns how many, -ENOBUFS when they do not suffice. */
+int vs_iov_slice(const struct iovec *iov, int niov, uint64_t skip, uint64_t n, struct iovec *out, int max);
+
+/* ---- guest memory ------------------------------------------------------------------------------------------------------------------------- */
+
+struct vs_mapping { /* one mmap of one region, shared by the maps that have the region */
+	_Atomic uint32_t refs;
+	_Atomic uint32_t broken; /* SIGBUS put zeroes in */
+	uint8_t *base;           /* of the mmap */
+	uint64_t length;
+	uint8_t *host;           /* of the region */
+	struct vs_region region;
+	int slot;                /* in the SIGBUS registry */
+};
+struct vs_memmap {
+	struct vs_core *core;
+	struct vs_pins pins;
+	uint64_t cookie;
+	uint32_t n;
+	struct vs_mapping **mappings; /* sorted by guest_addr */
+};
+/* sigbus.c. Any thread. */
+int vs_sigbus_register(void *base, uint64_t length, uint64_t page, _Atomic uint32_t *broken); /* slot or -errno */
+void vs_sigbus_unregister(int slot);
+int vs_sigbus_install(void);
+/* Contiguous host pointer for [addr, addr+len), NULL when it is not inside ONE region (or len wraps). hint: index of the last hit, may be NULL. */
+void *vs_memmap_guest(const struct vs_memmap *m, uint64_t addr, uint64_t len, uint32_t *hint);
+/* As much as is contiguous: returns the host pointer and sets *got <= len, NULL when addr itself is outside. */
+void *vs_memmap_guest_part(const struct vs_memmap *m, uint64_t addr, uint64_t len, uint64_t *got, uint32_t *hint);
+void *vs_memmap_user(const struct vs_memmap *m, uint64_t addr, uint64_t len);
+
+/* ---- split rings, device side ---------------------------------------------------------------------------------------------------------------- */
+
+enum vs_ring_rule {
+	VS_RULE_OK = 0,
+	VS_RULE_AVAIL_JUMP = 1,           /* avail idx more than queue size ahead: 2.7.13.3 */
+	VS_RULE_HEAD_RANGE = 2,           /* head >= queue size */
+	VS_RULE_NEXT_RANGE = 3,           /* next >= table size */
+	VS_RULE_LOOP = 4,                 /* chain visits more descriptors than the table has */
+	VS_RULE_TOO_LONG = 5,             /* chain longer than the queue size: 2.7.5.3.1 */
+	VS_RULE_INDIRECT_NOT_NEGOTIATED = 6,
+	VS_RULE_INDIRECT_NESTED = 7,      /* 2.7.5.3.1 */
+	VS_RULE_INDIRECT_AND_NEXT = 8,    /* 2.7.5.3.1 */
+	VS_RULE_INDIRECT_LENGTH = 9,      /* 0 or not a multiple of 16 */
+	VS_RULE_READABLE_AFTER_WRITABLE = 10, /* 2.7.4.2 */
+	VS_RULE_UNMAPPED = 11,            /* buffer or indirect table outside guest memory */
+	VS_RULE_ADDRESS_OVERFLOW = 12,
+	VS_RULE_ZERO_LENGTH = 13,         /* no buffer in the whole chain has a byte */
+	VS_RULE_RING_UNMAPPED = 14,       /* descriptor table, avail or used ring outside guest memory */
+	VS_RULE_RING_ALIGN = 15,
+	VS_RULE_RING_SIZE = 16,
+	VS_RULE_NO_MEMORY = 17,           /* our own limit on segments in flight */
+	VS_RULE_HEAD_BUSY = 18,           /* the head is still in flight */
+	VS_RULE_CHAIN_BYTES = 19,         /* lengths add up to more than 2^32 - 1: 2.7.4.2 */
+	VS_RULE_REQUEST_SHORT = 20,       /* virtio-scsi: request or response header does not fit */
+	VS_RULES = 21,
+};
+
+struct vs_chain {
+	uint32_t head;
+	uint32_t nout, nin;       /* iovecs: readable first, then writable, in iov */
+	uint64_t out_length, in_length;
+	struct iovec *iov;        /* inline_iov or from vs_iovec_get (then capacity > inline) */
+	uint32_t capacity;        /* in: room in iov; out: what to give back */
+};
+struct vs_vring {
+	const struct vs_memmap *map;
+	struct vs_vring_desc *desc;
+	struct vs_vring_avail *avail;
+	struct vs_vring_used *used;
+	uint32_t size, features;  /* enum vs_ring_feature */
+	uint16_t last_avail;      /* next avail entry to take */
+	uint16_t shadow_avail;    /* avail idx as last read */
+	uint16_t used_idx;        /* next used entry to write */
+	uint16_t published;       /* used idx as the driver sees it */
+	uint16_t signalled_used;  /* used idx at the last interrupt decision */
+	bool signalled_valid, kicks_on;
+	uint32_t hint;
+	uint64_t desc_addr, avail_addr, used_addr; /* user addresses */
+};
+/* -enum vs_ring_rule on error. The rings are mapped anew by _remap (a new memory table). */
+int vs_vring_init(struct vs_vring *r, const struct vs_memmap *map, const struct vs_queue_params *p);
+int vs_vring_remap(struct vs_vring *r, const struct vs_memmap *map);
+/* How many chains wait (reads the avail idx with acquire): >= 0 or -rule. */
+int vs_vring_available(struct vs_vring *r);
+/* Takes the next chain (vs_vring_available said > 0): 0, -rule (the ring is broken, nothing more may be taken). c->iov and c->capacity are the
+ * caller's inline array; longer chains come from vs_iovec_get(w). Every descriptor field is loaded once. Zero-length buffers are left out. */
+int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
+void vs_vring_unpop(struct vs_vring *r); /* the last chain was not taken after all */
+void vs_vring_push(struct vs_vring *r, uint32_t head, uint32_t written); /* not yet visible */
+bool vs_vring_publish(struct vs_vring *r);  /* used idx with release; true: notify the driver (event index, NO_INTERRUPT) */
+void vs_vring_kicks_off(struct vs_vring *r);
+bool vs_vring_kicks_on(struct vs_vring *r); /* asks for kicks; true: more chains came in meanwhile (full fence between) */
+
+/* ---- logical units, nexuses, tasks ----------------------------------------------------------------------------------------------------------------- */
+
+struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t service_action; uint8_t cdb_len; uint8_t media; uint8_t dir; uint32_t param_max; uint64_t gate_mask; uint8_t usage[32]; };
+const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len); /* NULL: no such command */
+uint32_t vs_cdb_length(const uint8_t *cdb);                              /* by opcode group; 0: vendor or reserved group */
+
+struct vs_excl_task { struct vs_list link; struct vs_task *task; uint64_t first, last; uint64_t epoch; bool exclusive, granted; };
+
+struct vs_lu {
+	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate; /* bits 0..43 reasons, 44..63 tasks sent to Python */
+	_Atomic uint64_t num_blocks;
+	_Atomic(struct vs_store *) store;
+	_Atomic uint32_t wce, d_sense, unmap;
+	uint32_t block_shift;
+	uint32_t max_unmap_blocks, max_unmap_descriptors, max_write_same_blocks;
+	uint64_t cookie;
+	struct vs_core *core;
+	struct vs_pins pins;      /* tasks that C executes */
+	struct { vs_counter reads, writes, flushes, unmaps, others, read_bytes, write_bytes, escalated, failed; char pad[VS_CACHE_LINE]; } *stats; /* one a worker */
+	uint32_t received;        /* control: tasks drained, modulo 2^20 */
+	pthread_mutex_t excl_lock; /* range locks, excl.c */
+	struct vs_list excl_wait, excl_held;
+	_Atomic uint32_t excl_users;
+};
+struct vs_nexus {
+	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate;
+	struct vs_lu *lu;
+	uint64_t cookie;
+	struct vs_pins pins;
+	uint32_t received;
+};
+
+struct vs_task_ops {
+	const char *name;
+	void (*complete)(struct vs_task *t); /* worker: the task has ended; send status; the task may be used anew after this */
+	void (*describe)(const struct vs_task *t, struct vs_task_info *out); /* queue, head, port */
+};
+
+/* Tasks in Python at once, of one port (device, session): what is beyond is not popped (virtio) or gets TASK SET FULL. */
+struct vs_credit { _Atomic int32_t left; _Atomic uint32_t starved; struct vs_core *core; };
+
+enum vs_task_flag { VS_TASK_TRUNCATE = 1 /* a data buffer that is too short cuts the transfer instead of VS_RESP_OVERRUN */ };
+
+struct vs_task {
+	/* the transport fills these before vs_task_submit */
+	const struct vs_task_ops *ops;
+	struct vs_worker *w;
+	struct vs_nexus *nexus;   /* NULL: no logical unit there; Python answers */
+	struct vs_credit *credit;
+	uint64_t port_cookie, tag;
+	struct iovec *out, *in;
+	uint32_t nout, nin;
+	uint64_t out_length, in_length;
+	uint8_t attribute, cdb_len, flags, lun_kind;
+	uint16_t target, lun;
+	/* the core's */
+	uint8_t layer, started, aborted, verdict;
+	struct vs_lu *lu;
+	const struct vs_row *row;
+	uint64_t gate_why;
+	uint64_t born_ns, layer_ns;
+	struct vs_list link;      /* on w->tasks while it is not done within its turn */
+	struct vs_msg msg;
+	struct vs_upnode up;
+	struct vs_task *next;
+	struct vs_tmf_run *tmf;
+	uint8_t *param;           /* data-out copied for Python or for parsing */
+	uint32_t param_length;
+	uint64_t notify_cookie;
+	/* the outcome */
+	uint8_t status, sense_len, response;
+	bool notify;
+	uint64_t transferred;     /* bytes of data-in or data-out really moved */
+	uint64_t required;        /* bytes the CDB asks to move */
+	/* media state */
+	struct {
+		uint64_t lba, blocks, offset, length, progress;
+		uint8_t *bounce;
+		uint64_t bounce_size;
+		struct iovec iov;
+		uint32_t step, index;
+		uint8_t op, fua, bytchk, unmap, ndob;
+	} m;
+	struct vs_io io;
+	struct vs_excl_task excl;
+	uint8_t cdb[VS_CDB_MAX];
+	uint8_t sense[VS_SENSE_MAX];
+};
+
+/* task.c. Worker only. 0: taken, complete() will run or has run; -EAGAIN: no credit for Python, nothing happened. */
+int vs_task_submit(struct vs_task *t);
+void vs_task_finish(struct vs_task *t);  /* status/sense/response are set */
+void vs_task_layer(struct vs_task *t, enum vs_layer layer);
+void vs_task_check_condition(struct vs_task *t, uint8_t key, uint16_t asc_ascq);
+void vs_task_escalate(struct vs_task *t, uint64_t why);
+void vs_task_execute(struct vs_task *t); /* no gate test */
+void vs_task_list(struct vs_task *t);    /* it outlives its turn: make it findable */
+void vs_tasks_deliver(struct vs_task *t, const uint8_t *data, uint64_t n); /* any: data-in of a Python answer */
+void vs_credit_init(struct vs_credit *c, struct vs_core *core, int32_t n);
+/* media.c */
+void vs_media_start(struct vs_task *t);  /* the LU and the nexus are pinned; ends in vs_media_end */
+void vs_media_end(struct vs_task *t);
+void vs_media_cancel(struct vs_task *t);
+/* sense.c */
+void vs_sense_build(struct vs_task *t, uint8_t key, uint16_t asc_ascq, const uint64_t *information, const uint16_t *field_pointer /* byte | bit << 12 | 1<<15 = bit valid */);
+/* excl.c: LBA-range locks. true: go on now; false: vs_media_start is called again (t->excl.granted) when it may. */
+bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclusive);
+void vs_range_leave(struct vs_task *t);
+void vs_range_progress(struct vs_core *core); /* epochs or pins moved */
+int vs_lu_ranges_init(struct vs_lu *lu);
+void vs_lu_ranges_fini(struct vs_lu *lu);
+
+#endif
