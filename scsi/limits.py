@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of single commands: what the Block Limits VPD page (SBC-4 6.6.4) says and what C enforces, written once.
+
+Not here: limits of a store, which a `Medium` carries. Zero means "no limit given", as in the page itself.
+"""
+
+from typing import Final
+
+COMPARE_AND_WRITE_BLOCKS: Final = 255
+"""MAXIMUM COMPARE AND WRITE LENGTH: the CDB field is one byte"""
+OPTIMAL_TRANSFER_BYTES: Final = 1 << 20
+UNMAP_BLOCKS: Final = 0xFFFFFFFF
+"""MAXIMUM UNMAP LBA COUNT: FFFFFFFFh is "no limit" """
+UNMAP_DESCRIPTORS: Final = 256
+"""MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT; a longer list is refused"""
+WRITE_SAME_BYTES: Final = 4 << 30
+"""MAXIMUM WRITE SAME LENGTH in bytes (the page says it in blocks)"""
+WRITE_SAME_NON_ZERO: Final = 1
+"""WSNZ: a WRITE SAME of zero blocks ("to the end of the medium") is refused"""
+PARAMETER_LIST_BYTES: Final = 0x10000
+"""the longest parameter list that any command of ours takes"""
