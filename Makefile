@@ -62,23 +62,25 @@ typecheck: build ## mypy --strict over the package
 
 .PHONY: core-test
 core-test: deps ## C tests, plain, and the fuzz corpus replayed under ASan and UBSan
-	$(CORE) test replay
+	@$(CORE) test
+	@$(CORE) replay
 
 .PHONY: asan
 asan: deps ## C tests and the fuzz corpus under ASan and UBSan
-	$(CORE) asan replay
+	@$(CORE) asan
+	@$(CORE) replay
 
 .PHONY: tsan
 tsan: deps ## C tests and stress programs under ThreadSanitizer
-	$(CORE) tsan
+	@$(CORE) tsan
 
 .PHONY: fuzz
 fuzz: deps ## libFuzzer over every C fuzz target, FUZZ_SECONDS=60 each
-	$(CORE) fuzz
+	@$(CORE) fuzz
 
 .PHONY: core-cover
 core-cover: deps ## C line coverage of the C tests, printed
-	$(CORE) cover C_COVERAGE=$(C_COVERAGE)
+	@$(CORE) cover C_COVERAGE=$(C_COVERAGE)
 
 .PHONY: pytest
 pytest: build ## Python tests with coverage, printed
