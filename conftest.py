@@ -2,8 +2,8 @@
 """Counts skipped tests and fails the run when more are skipped than tests/allowed-skips.txt allows.
 
 It stands at the root because it watches over tests/ and qemu-tests/ alike; fixtures belong into the conftest.py of
-their own folder. A skip is silent by nature: this makes it a decision that somebody wrote down. Expected failures (xfail) are
-not skips.
+their own folder. A skip is silent by nature: this makes it a decision that somebody wrote down. Expected failures
+(xfail) are not skips.
 """
 
 from __future__ import annotations
