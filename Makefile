@@ -79,8 +79,8 @@ fuzz: deps ## libFuzzer over every C fuzz target, FUZZ_SECONDS=60 each
 	@$(CORE) fuzz
 
 .PHONY: core-cover
-core-cover: deps ## C line coverage of the C tests, printed
-	@$(CORE) cover C_COVERAGE=$(C_COVERAGE)
+core-cover: build ## C line coverage by the C and the Python tests, printed
+	@STRESS_SECONDS=$(STRESS_SECONDS) tests/ci/core-coverage $(C_COVERAGE)
 
 .PHONY: pytest
 pytest: build ## Python tests with coverage, printed
@@ -93,11 +93,11 @@ qemu-tests: build ## tests that boot a real guest
 
 .PHONY: test
 test: ## everything that must pass before a change goes in (<= 25 minutes)
-	tests/ci/run-steps deps build lint typecheck core-test asan tsan core-cover pytest qemu-tests
+	tests/ci/run-steps deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests
 
 .PHONY: test-all
 test-all: ## everything without a time limit; writes docs/test-report.md
-	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan core-cover pytest qemu-tests fuzz bench
+	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests fuzz bench
 
 .PHONY: bench
 bench: build ## measure: IOPS of one worker against a polled driver
