@@ -96,6 +96,9 @@ test: ## everything that must pass before a change goes in (<= 25 minutes)
 	tests/ci/run-steps deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests
 
 .PHONY: test-all
+# Long enough to find what the short runs of every change do not.
+test-all: export FUZZ_SECONDS := 600
+test-all: export STRESS_SECONDS := 300
 test-all: ## everything without a time limit; writes docs/test-report.md
 	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests fuzz bench
 
