@@ -49,7 +49,7 @@ enum vs_upcall_kind {
 	VS_UP_DRAINED = 4,   /* watched pins with this cookie fell to zero on `worker` (check vs_pins_busy) */
 	VS_UP_DONE = 5,      /* a message posted with this cookie was carried out; err; aux depends on the message */
 	VS_UP_CTRL = 6,      /* a request on a virtio-scsi control queue: ctrl */
-	VS_UP_QUEUE_ERROR = 7, /* queue aux of device cookie stopped: err = -enum vs_ring_rule, or -EFAULT for memory that went away */
+	VS_UP_QUEUE_ERROR = 7, /* queue aux of device cookie stopped: err = -enum vs_ring_rule */
 	VS_UP_STORE_IO = 8,  /* a store written in Python has work: io; cookie = the store's */
 	VS_UP_BROKEN = 9,    /* memory under a map or a store was truncated: cookie = the owner's */
 	VS_UP_STORE_FAILED = 10, /* a flush failed for the first time: cookie = the LU's */

@@ -109,6 +109,7 @@ struct vs_source {
 	void (*removed)(struct vs_worker *w, struct vs_source *s); /* the engine is through with it: close fd, free here */
 	bool armed, removing; /* engine's */
 	uint32_t generation;  /* engine's */
+	struct vs_slot *slot; /* engine's; NULL before source_add and again when removed() runs: zero a new source */
 };
 
 /* A file operation. Worker only. done() runs on the worker, from reap, never from submit. */
@@ -188,6 +189,8 @@ struct vs_worker {
 	struct vs_source wake_source;
 	struct vs_upnode epoch_node;
 	bool started;
+	bool ranges_moved;         /* pins that a range lock waits for have moved */
+	bool popping_for_tmf;      /* take what the rings hold, credit or not */
 	struct {
 		vs_counter loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
 		_Atomic int64_t thread_id;
@@ -218,8 +221,7 @@ struct vs_core {
 	_Alignas(VS_CACHE_LINE) _Atomic(struct vs_upnode *) up_stack;
 	struct vs_upnode *up_head, **up_tail; /* control only */
 	int up_fd;
-	struct vs_excl *excl; /* range locks that wait for epochs */
-	_Atomic uint32_t excl_waiting;
+	struct vs_range_registry *range_registry; /* excl.c: LUs with exclusive ranges that wait */
 	bool started;
 };
 
@@ -233,7 +235,7 @@ struct vs_pin_slot { _Alignas(VS_CACHE_LINE) _Atomic uint64_t count; };
 struct vs_pins { struct vs_core *core; struct vs_pin_slot *slots; _Atomic uint32_t watched; uint64_t cookie; uint32_t n; };
 int vs_pins_init(struct vs_pins *p, struct vs_core *core);
 void vs_pins_fini(struct vs_pins *p);
-void vs_pins_zero(struct vs_worker *w, struct vs_pins *p); /* slow half of vs_unpin */
+void vs_pins_moved(struct vs_worker *w, struct vs_pins *p, uint64_t left); /* slow half of vs_unpin */
 static inline void vs_pin(struct vs_worker *w, struct vs_pins *p)
 {
 	_Atomic uint64_t *c = &p->slots[w->index].count;
@@ -244,8 +246,8 @@ static inline void vs_unpin(struct vs_worker *w, struct vs_pins *p)
 	_Atomic uint64_t *c = &p->slots[w->index].count;
 	uint64_t v = atomic_load_explicit(c, memory_order_relaxed) - 1;
 	atomic_store_explicit(c, v, memory_order_release);
-	if (vs_unlikely(v == 0 && atomic_load_explicit(&p->watched, memory_order_acquire)))
-		vs_pins_zero(w, p);
+	if (vs_unlikely(atomic_load_explicit(&p->watched, memory_order_acquire)))
+		vs_pins_moved(w, p, v);
 }
 
 /* ---- stores and ios --------------------------------------------------------------------------------------------------------------------- */
@@ -269,6 +271,7 @@ struct vs_io {
 	struct vs_io *next, *parent;
 	uint64_t progress;
 	void *priv;
+	void *buffer;            /* a struct vs_buffer */
 	uint32_t state;
 	uint32_t pending;
 	struct vs_upnode up;     /* Python stores */
@@ -292,7 +295,7 @@ struct vs_store {
 	struct vs_store *lower;
 	struct vs_store_info info;      /* size is read with __atomic: resize happens behind a fence */
 	_Atomic uint32_t flush_failed;  /* latched until the store is opened anew */
-	struct { vs_counter ops[VS_IO_OPS], bytes[VS_IO_OPS], errors[VS_IO_OPS]; } *stats; /* one a worker */
+	struct { _Alignas(VS_CACHE_LINE) vs_counter ops[VS_IO_OPS]; vs_counter bytes[VS_IO_OPS], errors[VS_IO_OPS]; } *stats; /* one a worker */
 };
 /* store.c: checks range, read-only and latch, counts, then ops->submit. */
 enum vs_submit vs_store_submit(struct vs_store *s, struct vs_io *io);
@@ -335,6 +338,7 @@ struct vs_memmap {
 int vs_sigbus_register(void *base, uint64_t length, uint64_t page, _Atomic uint32_t *broken); /* slot or -errno */
 void vs_sigbus_unregister(int slot);
 int vs_sigbus_install(void);
+uint32_t vs_sigbus_count(void); /* faults so far, process-wide: when it moves, look whether it was yours */
 /* Contiguous host pointer for [addr, addr+len), NULL when it is not inside ONE region (or len wraps). hint: index of the last hit, may be NULL. */
 void *vs_memmap_guest(const struct vs_memmap *m, uint64_t addr, uint64_t len, uint32_t *hint);
 /* As much as is contiguous: returns the host pointer and sets *got <= len, NULL when addr itself is outside. */
@@ -365,7 +369,8 @@ enum vs_ring_rule {
 	VS_RULE_HEAD_BUSY = 18,           /* the head is still in flight */
 	VS_RULE_CHAIN_BYTES = 19,         /* lengths add up to more than 2^32 - 1: 2.7.4.2 */
 	VS_RULE_REQUEST_SHORT = 20,       /* virtio-scsi: request or response header does not fit */
-	VS_RULES = 21,
+	VS_RULE_MEMORY_GONE = 21,         /* guest memory was truncated under us */
+	VS_RULES = 22,
 };
 
 struct vs_chain {
@@ -410,7 +415,8 @@ struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t servi
 const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len); /* NULL: no such command */
 uint32_t vs_cdb_length(const uint8_t *cdb);                              /* by opcode group; 0: vendor or reserved group */
 
-struct vs_excl_task { struct vs_list link; struct vs_task *task; uint64_t first, last; uint64_t epoch; bool exclusive, granted; };
+/* A task's place among the range locks of its LU (excl.c). */
+struct vs_range { struct vs_list link; uint64_t first, last; uint64_t epoch; bool exclusive, granted, held, waiting; struct vs_msg msg; };
 
 struct vs_lu {
 	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate; /* bits 0..43 reasons, 44..63 tasks sent to Python */
@@ -424,9 +430,7 @@ struct vs_lu {
 	struct vs_pins pins;      /* tasks that C executes */
 	struct { vs_counter reads, writes, flushes, unmaps, others, read_bytes, write_bytes, escalated, failed; char pad[VS_CACHE_LINE]; } *stats; /* one a worker */
 	uint32_t received;        /* control: tasks drained, modulo 2^20 */
-	pthread_mutex_t excl_lock; /* range locks, excl.c */
-	struct vs_list excl_wait, excl_held;
-	_Atomic uint32_t excl_users;
+	struct vs_ranges *ranges; /* excl.c */
 };
 struct vs_nexus {
 	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate;
@@ -460,7 +464,7 @@ struct vs_task {
 	uint8_t attribute, cdb_len, flags, lun_kind;
 	uint16_t target, lun;
 	/* the core's */
-	uint8_t layer, started, aborted, verdict;
+	uint8_t layer, started, aborted, verdict, listed;
 	struct vs_lu *lu;
 	const struct vs_row *row;
 	uint64_t gate_why;
@@ -482,13 +486,14 @@ struct vs_task {
 	struct {
 		uint64_t lba, blocks, offset, length, progress;
 		uint8_t *bounce;
-		uint64_t bounce_size;
 		struct iovec iov;
-		uint32_t step, index;
-		uint8_t op, fua, bytchk, unmap, ndob;
+		bool (*step)(struct vs_task *t); /* after the io has ended well; true: the task has its outcome */
+		uint64_t chunk;
+		uint32_t index;
+		uint8_t fua, bytchk, may_unmap, no_data, in_store;
 	} m;
 	struct vs_io io;
-	struct vs_excl_task excl;
+	struct vs_range range;
 	uint8_t cdb[VS_CDB_MAX];
 	uint8_t sense[VS_SENSE_MAX];
 };
@@ -497,21 +502,20 @@ struct vs_task {
 int vs_task_submit(struct vs_task *t);
 void vs_task_finish(struct vs_task *t);  /* status/sense/response are set */
 void vs_task_layer(struct vs_task *t, enum vs_layer layer);
-void vs_task_check_condition(struct vs_task *t, uint8_t key, uint16_t asc_ascq);
-void vs_task_escalate(struct vs_task *t, uint64_t why);
 void vs_task_execute(struct vs_task *t); /* no gate test */
 void vs_task_list(struct vs_task *t);    /* it outlives its turn: make it findable */
-void vs_tasks_deliver(struct vs_task *t, const uint8_t *data, uint64_t n); /* any: data-in of a Python answer */
 void vs_credit_init(struct vs_credit *c, struct vs_core *core, int32_t n);
-/* media.c */
-void vs_media_start(struct vs_task *t);  /* the LU and the nexus are pinned; ends in vs_media_end */
+/* media.c. vs_media_start: the LU and the nexus are pinned; true: the task has its outcome (vs_media_end is next), false: vs_media_end will run. */
+bool vs_media_start(struct vs_task *t);
 void vs_media_end(struct vs_task *t);
 void vs_media_cancel(struct vs_task *t);
-/* sense.c */
-void vs_sense_build(struct vs_task *t, uint8_t key, uint16_t asc_ascq, const uint64_t *information, const uint16_t *field_pointer /* byte | bit << 12 | 1<<15 = bit valid */);
-/* excl.c: LBA-range locks. true: go on now; false: vs_media_start is called again (t->excl.granted) when it may. */
+/* sense.c. field: VS_FIELD(byte, bit) of the CDB or of the parameter list. */
+struct vs_sense { uint8_t key; uint16_t asc_ascq; bool has_information, has_field, field_in_cdb; uint64_t information; uint16_t field_byte; uint8_t field_bit; };
+void vs_sense_set(struct vs_task *t, const struct vs_sense *s); /* CHECK CONDITION in the LU's format */
+/* excl.c: LBA-range locks. true: go on now; false: vs_media_start is called again with t->range.granted when it may. */
 bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclusive);
 void vs_range_leave(struct vs_task *t);
+bool vs_range_cancel(struct vs_task *t); /* true: it waited and does no more */
 void vs_range_progress(struct vs_core *core); /* epochs or pins moved */
 int vs_lu_ranges_init(struct vs_lu *lu);
 void vs_lu_ranges_fini(struct vs_lu *lu);

@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The life of a task: taken from a transport, tested at the gate, run here or sent to Python, ended exactly once; and task management on what
+ * the workers hold. What a media command does stands in media.c.
+ */
+#include <stdlib.h>
+
+#include "task.h"
+#include "gen/tables.h"
+
+/* ---- the command table ------------------------------------------------------------------------------------------------------------------ */
+
+static int16_t row_index[256]; /* first row of an opcode, -1: none */
+
+__attribute__((constructor)) static void build_row_index(void)
+{
+	memset(row_index, 0xff, sizeof(row_index));
+	for (int i = VS_NROWS - 1; i >= 0; i--)
+		row_index[vs_rows[i].opcode] = (int16_t)i;
+}
+
+const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len)
+{
+	int i = row_index[cdb[0]];
+
+	if (i < 0)
+		return NULL;
+	if (!vs_rows[i].has_sa)
+		return cdb_len >= vs_rows[i].cdb_len ? &vs_rows[i] : NULL;
+	for (; i < VS_NROWS; i++) {
+		const struct vs_row *row = &vs_rows[i];
+		uint16_t action;
+
+		if (row->opcode != cdb[0] || cdb_len < row->cdb_len)
+			continue;
+		action = cdb[0] == 0x7f ? vs_be16(cdb + 8) : cdb[1] & 0x1f;
+		if (row->service_action == action)
+			return row;
+	}
+	return NULL;
+}
+
+/* SPC-5 4.2.5: the group code in the top three bits gives the length. */
+uint32_t vs_cdb_length(const uint8_t *cdb)
+{
+	static const uint8_t length[8] = { 6, 10, 10, 0, 16, 12, 0, 0 };
+
+	if (cdb[0] == 0x7f)
+		return vs_min(8u + cdb[7], (uint32_t)VS_CDB_MAX);
+	return length[cdb[0] >> 5];
+}
+
+/* SAM-5 5.2: NACA is bit 2 of CONTROL, the last byte, or byte 1 of a variable-length CDB. */
+static bool naca(const struct vs_task *t)
+{
+	uint32_t n = vs_cdb_length(t->cdb);
+
+	if (t->cdb[0] == 0x7f)
+		return t->cdb[1] & 4;
+	return n && n <= t->cdb_len && (t->cdb[n - 1] & 4);
+}
+
+/* ---- credit -------------------------------------------------------------------------------------------------------------------------------- */
+
+void vs_credit_init(struct vs_credit *c, struct vs_core *core, int32_t n)
+{
+	atomic_store(&c->left, n);
+	atomic_store(&c->starved, 0);
+	c->core = core;
+}
+
+static bool credit_take(struct vs_credit *c, bool anyway)
+{
+	do {
+		if (atomic_fetch_sub(&c->left, 1) > 0 || anyway)
+			return true;
+		atomic_fetch_add(&c->left, 1);
+		atomic_store(&c->starved, 1);
+		/* A return may have come before it could see that we starve: then try again. */
+	} while (atomic_load(&c->left) > 0);
+	return false;
+}
+
+void vs_credit_return(struct vs_credit *c)
+{
+	atomic_fetch_add(&c->left, 1);
+	if (atomic_exchange(&c->starved, 0))
+		for (uint32_t i = 0; i < c->core->config.nworkers; i++)
+			vs_worker_wake(&c->core->workers[i]);
+}
+
+/* ---- being findable --------------------------------------------------------------------------------------------------------------------------- */
+
+void vs_task_layer(struct vs_task *t, enum vs_layer layer)
+{
+	t->layer = (uint8_t)layer;
+	t->layer_ns = t->w->now_ns;
+}
+
+void vs_task_list(struct vs_task *t)
+{
+	if (!t->listed) {
+		t->listed = true;
+		vs_list_add_tail(&t->w->tasks, &t->link);
+	}
+}
+
+/* ---- to Python and back ------------------------------------------------------------------------------------------------------------------------ */
+
+static void end_with_status(struct vs_task *t, uint8_t status)
+{
+	t->status = status;
+	vs_task_finish(t);
+}
+
+/* What Python will read of the data-out buffer, copied before anybody looks at it. */
+static bool copy_param(struct vs_task *t)
+{
+	uint64_t n;
+
+	if (t->param || !t->row || !t->row->param_max)
+		return true;
+	n = vs_min(t->out_length, (uint64_t)t->row->param_max);
+	if (!n)
+		return true;
+	t->param = malloc(n);
+	if (!t->param)
+		return false;
+	t->param_length = (uint32_t)vs_iov_to_buffer(t->out, (int)t->nout, 0, t->param, n);
+	return true;
+}
+
+static int to_python(struct vs_task *t, uint64_t why)
+{
+	if (t->credit && !credit_take(t->credit, t->w->popping_for_tmf))
+		return -EAGAIN;
+	t->gate_why = why;
+	if (!copy_param(t)) {
+		if (t->credit)
+			vs_credit_return(t->credit);
+		end_with_status(t, VS_STATUS_BUSY);
+		return 0;
+	}
+	vs_task_layer(t, VS_LAYER_PYTHON);
+	vs_task_list(t);
+	if (t->nexus) {
+		/* vs_gate_open compares these with what Python has received. */
+		atomic_fetch_add(&t->nexus->gate, UINT64_C(1) << VS_GATE_COUNT_SHIFT);
+		atomic_fetch_add(&t->lu->gate, UINT64_C(1) << VS_GATE_COUNT_SHIFT);
+		vs_count(&t->lu->stats[t->w->index].escalated, 1);
+	}
+	t->up = (struct vs_upnode){ .kind = VS_UP_TASK, .worker = t->w->index, .object = t };
+	vs_upcall(t->w->core, &t->up);
+	return 0;
+}
+
+static void result_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct vs_task *t = vs_container_of(m, struct vs_task, msg);
+
+	(void)w;
+	if (t->credit)
+		vs_credit_return(t->credit);
+	switch (t->verdict) {
+	case VS_VERDICT_EXECUTE_NOTIFY:
+		t->notify = true;
+		/* fall through */
+	case VS_VERDICT_EXECUTE:
+		vs_task_execute(t);
+		break;
+	default:
+		vs_task_finish(t);
+		break;
+	}
+}
+
+static void take_result(const struct vs_result *r, const uint8_t *blob, uint64_t blob_length)
+{
+	struct vs_task *t = r->task;
+
+	t->verdict = r->verdict;
+	t->notify_cookie = r->cookie;
+	t->response = VS_RESP_OK;
+	if (r->verdict == VS_VERDICT_EXECUTE || r->verdict == VS_VERDICT_EXECUTE_NOTIFY)
+		return;
+	t->response = r->verdict == VS_VERDICT_ABORTED ? (uint8_t)(r->response ? r->response : VS_RESP_ABORTED) : r->response;
+	t->status = r->status;
+	t->sense_len = (uint8_t)vs_min((uint32_t)r->sense_length, (uint32_t)VS_SENSE_MAX);
+	memcpy(t->sense, r->sense, t->sense_len);
+	t->required = r->data_length;
+	if (r->data_length && r->data_offset <= blob_length && r->data_length <= blob_length - r->data_offset)
+		t->transferred = vs_iov_from_buffer(t->in, (int)t->nin, 0, blob + r->data_offset, vs_min((uint64_t)r->data_length, t->in_length));
+	if (!t->in_length) {
+		/* Parameter data went the other way: what Python was given has been taken. */
+		t->transferred = t->param_length;
+		t->required = t->param_length;
+	}
+}
+
+void vs_core_post(vs_core *c, const struct vs_result *results, int n, const uint8_t *blob, uint64_t blob_length)
+{
+	uint64_t touched = 0;
+
+	for (int i = 0; i < n; i++) {
+		struct vs_task *t = results[i].task;
+
+		take_result(&results[i], blob, blob_length);
+		touched |= UINT64_C(1) << t->w->index;
+		t->msg.run = result_run;
+		vs_worker_push(t->w, &t->msg);
+	}
+	for (uint32_t i = 0; i < c->config.nworkers; i++)
+		if (touched & (UINT64_C(1) << i))
+			vs_worker_wake(&c->workers[i]);
+}
+
+/* ---- the gate --------------------------------------------------------------------------------------------------------------------------------------- */
+
+void vs_task_execute(struct vs_task *t)
+{
+	struct vs_worker *w = t->w;
+
+	if (!t->row || t->row->media == VS_MEDIA_NONE || !t->nexus) {
+		/* Only a media command can be executed: the verdict is Python's mistake, the initiator gets an honest failure. */
+		t->response = VS_RESP_TARGET_FAILURE;
+		vs_task_finish(t);
+		return;
+	}
+	vs_task_layer(t, VS_LAYER_CORE);
+	vs_pin(w, &t->lu->pins);
+	vs_pin(w, &t->nexus->pins);
+	t->started = true;
+	if (vs_media_start(t))
+		vs_media_end(t);
+	else
+		vs_task_list(t);
+}
+
+static void redo_later(struct vs_task *t)
+{
+	vs_task_layer(t, VS_LAYER_GATE);
+	vs_task_list(t);
+	t->next = NULL;
+	*t->w->redo_tail = t;
+	t->w->redo_tail = &t->next;
+}
+
+/* 0, or -EAGAIN when Python's credit is used up. */
+static int pass_gate(struct vs_task *t)
+{
+	uint64_t why;
+
+	if (vs_unlikely(!t->nexus || !t->row || t->row->media == VS_MEDIA_NONE))
+		return to_python(t, 0);
+	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE || naca(t))) {
+		/* Before the next command of this LU is tested: SAM-5 8.6, 8.7 order what follows. */
+		atomic_fetch_or(&t->lu->gate, VS_GATE_ORDERED);
+		return to_python(t, VS_GATE_ORDERED);
+	}
+	why = atomic_load_explicit(&t->lu->gate, memory_order_acquire) | atomic_load_explicit(&t->nexus->gate, memory_order_acquire);
+	why &= t->row->gate_mask & ~VS_GATE_EXCLUSIVE;
+	if (vs_unlikely(why))
+		return to_python(t, why);
+	if (vs_unlikely(vs_worker_should_yield(t->w))) {
+		/* The gate may have opened after tasks were handed back that are still in the inbox: they go first. */
+		redo_later(t);
+		return 0;
+	}
+	vs_task_execute(t);
+	return 0;
+}
+
+int vs_task_submit(struct vs_task *t)
+{
+	t->layer = VS_LAYER_GATE;
+	t->born_ns = t->layer_ns = t->w->now_ns;
+	t->started = t->aborted = false;
+	t->listed = t->notify = false;
+	t->tmf = NULL;
+	t->param = NULL;
+	t->param_length = 0;
+	t->status = VS_STATUS_GOOD;
+	t->sense_len = 0;
+	t->response = VS_RESP_OK;
+	t->transferred = t->required = 0;
+	t->range.held = t->range.waiting = t->range.granted = false;
+	t->lu = t->nexus ? t->nexus->lu : NULL;
+	t->row = vs_row_of(t->cdb, t->cdb_len);
+	return pass_gate(t);
+}
+
+int vs_task_run_redo(struct vs_worker *w)
+{
+	struct vs_task *t = w->redo_head;
+	int n = 0;
+
+	w->redo_head = NULL;
+	w->redo_tail = &w->redo_head;
+	while (t) {
+		struct vs_task *next = t->next;
+
+		n++;
+		if (t->aborted) {
+			vs_task_finish(t);
+		} else if (pass_gate(t)) {
+			/* No credit: this one and all behind it keep their order. */
+			t->next = next;
+			*w->redo_tail = t;
+			while (*w->redo_tail)
+				w->redo_tail = &(*w->redo_tail)->next;
+			return n - 1;
+		}
+		t = next;
+	}
+	return n;
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+struct vs_tmf_run { struct vs_msg msg; struct vs_tmf tmf; uint32_t pending, matched; };
+
+static void tmf_task_ended(struct vs_worker *w, struct vs_tmf_run *run)
+{
+	if (--run->pending)
+		return;
+	vs_upcall_after_flush(w, VS_UP_DONE, run->tmf.cookie, run->matched, 0);
+	free(run);
+}
+
+void vs_task_finish(struct vs_task *t)
+{
+	struct vs_worker *w = t->w;
+	struct vs_tmf_run *run = t->tmf;
+
+	if (t->aborted && run)
+		t->response = (uint8_t)run->tmf.response;
+	if (t->listed) {
+		t->listed = false;
+		vs_list_del(&t->link);
+	}
+	if (vs_unlikely(t->param != NULL)) {
+		free(t->param);
+		t->param = NULL;
+	}
+	if (t->lu && t->status != VS_STATUS_GOOD)
+		vs_count(&t->lu->stats[w->index].failed, 1);
+	if (vs_unlikely(t->notify))
+		vs_upcall_after_flush(w, VS_UP_TASK_DONE, t->notify_cookie, t->status, 0);
+	t->layer = VS_LAYER_COMPLETION;
+	t->ops->complete(t); /* t may be used anew from here */
+	if (vs_unlikely(run != NULL))
+		tmf_task_ended(w, run);
+}
+
+/* ---- task management --------------------------------------------------------------------------------------------------------------------------------------- */
+
+static bool matches(const struct vs_tmf *f, const struct vs_task *t)
+{
+	if (!t->nexus && (f->match & (VS_TMF_LU | VS_TMF_NEXUS)))
+		return false;
+	return (!(f->match & VS_TMF_LU) || t->lu == f->lu) && (!(f->match & VS_TMF_NEXUS) || t->nexus == f->nexus) &&
+	       (!(f->match & VS_TMF_PORT) || t->port_cookie == f->port_cookie) && (!(f->match & VS_TMF_TAG) || t->tag == f->tag);
+}
+
+static void abort_task(struct vs_task *t, struct vs_tmf_run *run)
+{
+	t->aborted = true;
+	t->tmf = run;
+	run->pending++;
+	if (t->started)
+		vs_media_cancel(t);
+}
+
+/* Commands that the initiator placed before the TMF count, popped or not (SAM-5 7.1): take what the rings hold. */
+static void pop_everything(struct vs_worker *w)
+{
+	int budget = 2 * VS_QUEUE_MAX;
+
+	w->popping_for_tmf = true;
+	for (struct vs_list *l = w->pollers.next; l != &w->pollers;) {
+		struct vs_poller *p = vs_container_of(l, struct vs_poller, link);
+		int n;
+
+		l = l->next;
+		do {
+			n = p->poll(w, p);
+			budget -= n;
+		} while (n > 0 && budget > 0);
+	}
+	w->popping_for_tmf = false;
+}
+
+static void tmf_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct vs_tmf_run *run = vs_container_of(m, struct vs_tmf_run, msg);
+
+	pop_everything(w);
+	run->pending = 1; /* until the scan is over */
+	for (struct vs_list *l = w->tasks.next; l != &w->tasks;) {
+		struct vs_task *t = vs_container_of(l, struct vs_task, link);
+
+		l = l->next;
+		/* What Python holds, Python ends: it has seen each of them before our answer. */
+		if (t->layer == VS_LAYER_PYTHON || t->tmf || !matches(&run->tmf, t))
+			continue;
+		run->matched++;
+		if (run->tmf.action == VS_TMF_ABORT)
+			abort_task(t, run);
+	}
+	tmf_task_ended(w, run);
+}
+
+void vs_tmf_post(vs_core *c, const struct vs_tmf *tmf)
+{
+	for (uint32_t i = 0; i < c->config.nworkers; i++) {
+		struct vs_tmf_run *run = calloc(1, sizeof(*run));
+
+		if (!run)
+			abort();
+		run->msg.run = tmf_run;
+		run->tmf = *tmf;
+		vs_worker_send(&c->workers[i], &run->msg);
+	}
+}
+
+/* ---- inspection -------------------------------------------------------------------------------------------------------------------------------------------- */
+
+void vs_task_info(const vs_task *t, struct vs_task_info *out)
+{
+	uint64_t now = vs_now_ns();
+
+	memset(out, 0, sizeof(*out));
+	out->task = (vs_task *)t;
+	out->nexus_cookie = t->nexus ? t->nexus->cookie : 0;
+	out->port_cookie = t->port_cookie;
+	out->tag = t->tag;
+	out->age_ns = now - t->born_ns;
+	out->layer_ns = now - t->layer_ns;
+	out->out_length = t->out_length;
+	out->in_length = t->in_length;
+	out->param = t->param;
+	out->param_length = t->param_length;
+	out->target = t->target;
+	out->lun = t->lun;
+	out->lun_kind = t->lun_kind;
+	out->attribute = t->attribute;
+	out->cdb_length = (uint8_t)vs_min((uint32_t)t->cdb_len, (uint32_t)UINT8_MAX);
+	out->layer = t->layer;
+	out->aborted = t->aborted;
+	memcpy(out->cdb, t->cdb, t->cdb_len);
+	out->gate = t->gate_why;
+	out->in_segments = t->nin;
+	out->out_segments = t->nout;
+	out->worker = t->w->index;
+	if (t->ops->describe)
+		t->ops->describe(t, out);
+}
+
+struct snapshot { struct vs_msg msg; struct vs_task_info *buffer; uint32_t max; uint64_t cookie; };
+
+static void snapshot_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct snapshot *s = vs_container_of(m, struct snapshot, msg);
+	uint32_t n = 0;
+
+	for (struct vs_list *l = w->tasks.next; l != &w->tasks && n < s->max; l = l->next)
+		vs_task_info(vs_container_of(l, struct vs_task, link), &s->buffer[n++]);
+	vs_upcall_after_flush(w, VS_UP_DONE, s->cookie, n, 0);
+	free(s);
+}
+
+int vs_worker_snapshot(vs_core *c, uint32_t worker, struct vs_task_info *buffer, uint32_t max, uint64_t cookie)
+{
+	struct snapshot *s;
+
+	if (worker >= c->config.nworkers)
+		return -EINVAL;
+	s = malloc(sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	*s = (struct snapshot){ .msg.run = snapshot_run, .buffer = buffer, .max = max, .cookie = cookie };
+	vs_worker_send(&c->workers[worker], &s->msg);
+	return 0;
+}

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A virtio-scsi device as the control plane sees it: creation, the LUN map, and messages that have a queue's worker start, stop or change the
+ * queue. What a queue does is in vqueue.c.
+ */
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "vdev.h"
+
+int vs_vdev_create(vs_core *c, const struct vs_vdev_params *p, vs_vdev **out)
+{
+	struct vs_vdev *d;
+
+	if (p->num_queues < 3 || p->num_queues > 1024 || p->cdb_size < 16 || p->cdb_size > 255 || p->sense_size < 18 || p->sense_size > VS_SENSE_MAX || !p->credit)
+		return -EINVAL;
+	d = calloc(1, sizeof(*d));
+	if (!d)
+		return -ENOMEM;
+	d->queues = calloc(p->num_queues, sizeof(*d->queues));
+	if (!d->queues) {
+		free(d);
+		return -ENOMEM;
+	}
+	d->core = c;
+	d->cookie = p->cookie;
+	d->num_queues = p->num_queues;
+	d->cdb_size = p->cdb_size;
+	d->sense_size = p->sense_size;
+	vs_credit_init(&d->credit, c, (int32_t)p->credit);
+	for (uint32_t i = 0; i < p->num_queues; i++)
+		vs_queue_init(&d->queues[i], d, i);
+	*out = d;
+	return 0;
+}
+
+static void lunmap_free(struct vs_lunmap *map)
+{
+	if (!map)
+		return;
+	for (int i = 0; i < 256; i++)
+		free(map->targets[i]);
+	free(map);
+}
+
+void vs_vdev_destroy(vs_vdev *d)
+{
+	lunmap_free(atomic_load(&d->lunmap));
+	free(d->queues);
+	free(d);
+}
+
+/* ---- the LUN map --------------------------------------------------------------------------------------------------------------------------- */
+
+static struct vs_lunmap *lunmap_build(const struct vs_lun_entry *e, uint32_t n)
+{
+	struct vs_lunmap *map = calloc(1, sizeof(*map));
+	uint32_t size[256] = { 0 };
+
+	if (!map)
+		return NULL;
+	for (uint32_t i = 0; i < n; i++)
+		size[e[i].target] = vs_max(size[e[i].target], e[i].lun + 1u);
+	for (int i = 0; i < 256; i++) {
+		if (!size[i])
+			continue;
+		map->targets[i] = calloc(1, sizeof(struct vs_target_luns) + size[i] * sizeof(struct vs_nexus *));
+		if (!map->targets[i]) {
+			lunmap_free(map);
+			return NULL;
+		}
+		map->targets[i]->n = size[i];
+	}
+	for (uint32_t i = 0; i < n; i++)
+		map->targets[e[i].target]->nexus[e[i].lun] = e[i].nexus;
+	return map;
+}
+
+/* The old map is freed when each worker has begun a turn after the new one was put in its place. */
+struct lunmap_swap { struct lunmap_swap_worker *each; struct vs_lunmap *old; vs_core *core; uint64_t cookie; _Atomic uint32_t left; };
+struct lunmap_swap_worker { struct vs_msg msg; struct lunmap_swap *swap; };
+
+static void swap_seen(struct vs_worker *w, struct vs_msg *m)
+{
+	struct lunmap_swap *s = vs_container_of(m, struct lunmap_swap_worker, msg)->swap;
+
+	if (atomic_fetch_sub(&s->left, 1) > 1)
+		return;
+	vs_upcall_after_flush(w, VS_UP_DONE, s->cookie, 0, 0);
+	lunmap_free(s->old);
+	free(s->each);
+	free(s);
+}
+
+int vs_vdev_set_luns(vs_vdev *d, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie)
+{
+	uint32_t workers = d->core->config.nworkers;
+	struct lunmap_swap *s;
+	struct vs_lunmap *map;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (entries[i].target > 255 || entries[i].lun > 16383)
+			return -EINVAL;
+	map = lunmap_build(entries, n);
+	s = calloc(1, sizeof(*s));
+	if (s)
+		s->each = calloc(workers, sizeof(*s->each));
+	if (!map || !s || !s->each) {
+		lunmap_free(map);
+		if (s)
+			free(s->each);
+		free(s);
+		return -ENOMEM;
+	}
+	s->core = d->core;
+	s->cookie = cookie;
+	atomic_store(&s->left, workers);
+	s->old = atomic_exchange(&d->lunmap, map);
+	for (uint32_t i = 0; i < workers; i++)
+		s->each[i] = (struct lunmap_swap_worker){ .msg.run = swap_seen, .swap = s };
+	for (uint32_t i = 0; i < workers; i++)
+		vs_worker_send(&d->core->workers[i], &s->each[i].msg);
+	return 0;
+}
+
+/* ---- messages to a queue's worker ------------------------------------------------------------------------------------------------------------ */
+
+enum order { START, STOP, ENABLE, CALL, ERR, KICK, MAP, EVENT };
+struct queue_msg {
+	struct vs_msg msg;
+	struct vs_queue *q;
+	enum order order;
+	uint64_t cookie;
+	int fd;
+	struct vs_memmap *map;
+	struct vs_request *requests;
+	uint8_t event[VS_EVENT_BYTES];
+};
+
+static void queue_msg_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct queue_msg *o = vs_container_of(m, struct queue_msg, msg);
+	struct vs_queue *q = o->q;
+	int err = 0;
+
+	switch (o->order) {
+	case START:
+		vs_queue_run_start(q, o->requests, o->cookie);
+		break;
+	case STOP:
+		vs_queue_run_stop(q, o->cookie);
+		break;
+	case ENABLE:
+		vs_queue_run_enable(q, o->fd);
+		break;
+	case CALL:
+		vs_queue_run_call(q, o->fd);
+		break;
+	case ERR:
+		vs_queue_run_err(q, o->fd);
+		break;
+	case KICK:
+		vs_queue_run_kick(q, o->fd);
+		break;
+	case MAP:
+		err = vs_queue_run_map(q, o->map);
+		break;
+	case EVENT:
+		err = vs_queue_run_event(q, o->event);
+		break;
+	}
+	if (o->order != START && o->order != STOP)
+		vs_upcall_after_flush(w, VS_UP_DONE, o->cookie, 0, err);
+	free(o);
+}
+
+static struct queue_msg *order_new(vs_vdev *d, uint32_t index, enum order order, uint64_t cookie)
+{
+	struct queue_msg *o;
+
+	if (index >= d->num_queues || !d->queues[index].w)
+		return NULL;
+	o = calloc(1, sizeof(*o));
+	if (!o)
+		return NULL;
+	o->msg.run = queue_msg_run;
+	o->q = &d->queues[index];
+	o->order = order;
+	o->cookie = cookie;
+	return o;
+}
+
+static int order_fd(vs_vdev *d, uint32_t index, enum order order, int fd, uint64_t cookie)
+{
+	struct queue_msg *o = order_new(d, index, order, cookie);
+
+	if (!o) {
+		if (fd >= 0 && order != ENABLE)
+			close(fd);
+		return -EINVAL;
+	}
+	o->fd = fd;
+	vs_worker_send(o->q->w, &o->msg);
+	return 0;
+}
+
+static void close_params(const struct vs_queue_params *p)
+{
+	if (p->kick_fd >= 0)
+		close(p->kick_fd);
+	if (p->call_fd >= 0)
+		close(p->call_fd);
+	if (p->err_fd >= 0)
+		close(p->err_fd);
+}
+
+int vs_queue_start(vs_vdev *d, uint32_t index, const struct vs_queue_params *p, vs_memmap *map, uint64_t cookie)
+{
+	struct vs_request *requests;
+	struct queue_msg *o;
+	struct vs_queue *q;
+
+	if (index >= d->num_queues || p->worker >= d->core->config.nworkers || !p->size || p->size > VS_QUEUE_MAX || (p->size & (p->size - 1))) {
+		close_params(p);
+		return -EINVAL;
+	}
+	q = &d->queues[index];
+	if (atomic_load(&q->view.state) & 1) {
+		close_params(p);
+		return -EBUSY;
+	}
+	/* Pages of requests that a ring never uses are never touched. */
+	requests = calloc(p->size, sizeof(*requests));
+	q->w = &d->core->workers[p->worker];
+	o = requests ? order_new(d, index, START, cookie) : NULL;
+	if (!o) {
+		free(requests);
+		close_params(p);
+		return -ENOMEM;
+	}
+	q->params = *p;
+	q->map = map;
+	o->requests = requests;
+	vs_worker_send(q->w, &o->msg);
+	return 0;
+}
+
+int vs_queue_stop(vs_vdev *d, uint32_t index, uint64_t cookie) { return order_fd(d, index, STOP, -1, cookie); }
+int vs_queue_enable(vs_vdev *d, uint32_t index, int on, uint64_t cookie) { return order_fd(d, index, ENABLE, !!on, cookie); }
+int vs_queue_set_call(vs_vdev *d, uint32_t index, int fd, uint64_t cookie) { return order_fd(d, index, CALL, fd, cookie); }
+int vs_queue_set_err(vs_vdev *d, uint32_t index, int fd, uint64_t cookie) { return order_fd(d, index, ERR, fd, cookie); }
+int vs_queue_set_kick(vs_vdev *d, uint32_t index, int fd, uint64_t cookie) { return order_fd(d, index, KICK, fd, cookie); }
+
+int vs_queue_set_map(vs_vdev *d, uint32_t index, vs_memmap *map, uint64_t cookie)
+{
+	struct queue_msg *o = order_new(d, index, MAP, cookie);
+
+	if (!o)
+		return -EINVAL;
+	o->map = map;
+	vs_worker_send(o->q->w, &o->msg);
+	return 0;
+}
+
+int vs_vdev_event(vs_vdev *d, const uint8_t *event, uint64_t cookie)
+{
+	struct queue_msg *o = order_new(d, VS_QUEUE_EVENT, EVENT, cookie);
+
+	if (!o)
+		return -ENOBUFS;
+	memcpy(o->event, event, VS_EVENT_BYTES);
+	vs_worker_send(o->q->w, &o->msg);
+	return 0;
+}
+
+int vs_queue_info(const vs_vdev *d, uint32_t index, struct vs_queue_info *out)
+{
+	const struct vs_queue *q;
+	uint32_t indices, state;
+
+	memset(out, 0, sizeof(*out));
+	if (index >= d->num_queues)
+		return -EINVAL;
+	q = &d->queues[index];
+	indices = atomic_load((_Atomic uint32_t *)&q->view.indices);
+	state = atomic_load((_Atomic uint32_t *)&q->view.state);
+	out->requests = vs_counted(&q->view.requests);
+	out->kicks = vs_counted(&q->view.kicks);
+	out->interrupts = vs_counted(&q->view.interrupts);
+	out->interrupts_suppressed = vs_counted(&q->view.interrupts_suppressed);
+	out->batches = vs_counted(&q->view.batches);
+	out->errors = vs_counted(&q->view.errors);
+	out->max_batch = atomic_load((_Atomic uint32_t *)&q->view.max_batch);
+	out->desc = q->params.desc;
+	out->avail = q->params.avail;
+	out->used = q->params.used;
+	out->size = q->params.size;
+	out->features = q->params.features;
+	out->worker = q->params.worker;
+	out->in_flight = atomic_load((_Atomic uint32_t *)&q->view.in_flight);
+	out->last_avail = (uint16_t)(indices >> 16);
+	out->used_idx = (uint16_t)indices;
+	out->started = state & 1;
+	out->enabled = (state >> 1) & 1;
+	out->broken = (state >> 2) & 1;
+	out->stalled = (state >> 3) & 1;
+	out->error = atomic_load((_Atomic int32_t *)&q->view.error);
+	return 0;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A virtio-scsi device: what vdev.c (life, control messages) and vqueue.c (one queue on its worker) share. */
+#ifndef VS_VDEV_H
+#define VS_VDEV_H
+
+#include "core.h"
+
+enum { VS_CTRL_BYTES = 64, VS_INLINE_SEGMENTS = 12, VS_RESP_INLINE = 2, VS_EVENT_BYTES = 16 };
+enum { VS_QUEUE_CONTROL = 0, VS_QUEUE_EVENT = 1, VS_QUEUE_REQUEST = 2 };
+
+/* LUNs by target: a snapshot, replaced as a whole. */
+struct vs_target_luns { uint32_t n; struct vs_nexus *nexus[]; };
+struct vs_lunmap { struct vs_target_luns *targets[256]; };
+
+/* One place in a ring, by head: a command, or a request on the control queue. */
+struct vs_request {
+	struct vs_task task;
+	struct vs_queue *queue;
+	struct vs_memmap *map;   /* pinned */
+	struct iovec *iov;       /* inline_iov or from vs_iovec_get */
+	struct iovec *resp;      /* where the response header goes */
+	uint32_t capacity, nresp, resp_capacity;
+	uint32_t head;
+	bool busy;
+	struct iovec resp_inline[VS_RESP_INLINE];
+	struct iovec inline_iov[VS_INLINE_SEGMENTS];
+};
+
+struct vs_ctrl {
+	struct vs_request *request;
+	struct vs_msg msg;
+	struct vs_upnode up;
+	uint32_t out_length, in_length, reply_length;
+	uint8_t out[VS_CTRL_BYTES], reply[VS_CTRL_BYTES];
+};
+
+struct vs_queue {
+	struct vs_poller poller;
+	struct vs_vdev *vdev;
+	struct vs_worker *w;
+	struct vs_vring ring;
+	struct vs_memmap *map;       /* pinned while started */
+	struct vs_request *requests; /* ring.size of them */
+	struct vs_request *stalled;  /* popped, but Python has no credit left */
+	struct vs_source kick;
+	struct vs_timer poll_timer;  /* rings without a kick descriptor */
+	uint32_t index, in_flight, unpublished;
+	int call_fd, err_fd;
+	bool started, enabled, stopping, broken, ring_gone, notify, kick_known;
+	int32_t error;
+	uint64_t stop_cookie;
+	uint32_t sigbus_seen;
+	struct {
+		vs_counter requests, kicks, interrupts, interrupts_suppressed, batches, errors;
+		_Atomic uint32_t in_flight, max_batch, indices; /* last_avail << 16 | used_idx */
+		_Atomic uint32_t state;                         /* 1 started 2 enabled 4 broken 8 stalled */
+		_Atomic int32_t error;
+	} view;                      /* what the control plane may read at any time */
+	struct vs_queue_params params;
+};
+
+struct vs_vdev {
+	struct vs_core *core;
+	uint64_t cookie;
+	uint32_t num_queues, cdb_size, sense_size;
+	struct vs_credit credit;
+	_Atomic(struct vs_lunmap *) lunmap;
+	struct vs_queue *queues;
+};
+
+void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index);
+/* Worker only. Each answers with VS_UP_DONE(cookie). */
+void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_t cookie);
+void vs_queue_run_stop(struct vs_queue *q, uint64_t cookie);
+void vs_queue_run_enable(struct vs_queue *q, bool enabled);
+void vs_queue_run_call(struct vs_queue *q, int fd);
+void vs_queue_run_err(struct vs_queue *q, int fd);
+void vs_queue_run_kick(struct vs_queue *q, int fd);
+int vs_queue_run_map(struct vs_queue *q, struct vs_memmap *map);
+int vs_queue_run_event(struct vs_queue *q, const uint8_t *event);
+
+#endif

@@ -1,0 +1,691 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * One virtio-scsi queue on its worker: chains become tasks (request queues) or messages to Python (control queue), completions become used
+ * entries. Everything here runs on the worker that owns the queue. virtio 1.3, 5.6.6.
+ */
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "task.h"
+#include "vdev.h"
+#include "gen/tables.h"
+
+enum {
+	POP_A_TURN = 256,      /* chains a queue may take before the others have their turn */
+	PUBLISH_EVERY = 8,     /* completions between two writes of the used index: a polling driver goes on meanwhile */
+	HEADER_FIXED = 19,     /* lun, id, task_attr, prio, crn; then the CDB */
+	RESPONSE_FIXED = 12,   /* sense_len, residual, status_qualifier, status, response; then the sense data */
+	POLL_TIMER_NS = 50000, /* a ring without kick descriptor is looked at this often while its worker sleeps */
+};
+
+static void publish_view(struct vs_queue *q)
+{
+	uint32_t state = (q->started ? 1u : 0) | (q->enabled ? 2u : 0) | (q->broken ? 4u : 0) | (q->stalled ? 8u : 0);
+
+	atomic_store_explicit(&q->view.indices, (uint32_t)q->ring.last_avail << 16 | q->ring.used_idx, memory_order_relaxed);
+	atomic_store_explicit(&q->view.in_flight, q->in_flight, memory_order_relaxed);
+	atomic_store_explicit(&q->view.state, state, memory_order_relaxed);
+	atomic_store_explicit(&q->view.error, q->error, memory_order_relaxed);
+}
+
+static void signal_fd(int fd)
+{
+	uint64_t one = 1;
+	ssize_t r;
+
+	if (fd < 0)
+		return;
+	r = write(fd, &one, sizeof(one));
+	(void)r; /* a full counter is a pending interrupt */
+}
+
+/* The driver broke a rule, or its memory went away: nothing more is taken from this ring until it is started anew. */
+static void queue_break(struct vs_queue *q, int32_t err)
+{
+	q->broken = true;
+	q->error = err;
+	vs_count(&q->view.errors, 1);
+	publish_view(q);
+	signal_fd(q->err_fd);
+	vs_upcall_new(q->vdev->core, VS_UP_QUEUE_ERROR, q->w->index, q->vdev->cookie, q->index, err, NULL);
+}
+
+/* ---- chains and requests ------------------------------------------------------------------------------------------------------------- */
+
+static void request_release(struct vs_queue *q, struct vs_request *r)
+{
+	struct vs_worker *w = q->w;
+
+	if (vs_unlikely(r->iov != r->inline_iov))
+		vs_iovec_put(w, r->iov, r->capacity);
+	if (vs_unlikely(r->resp != r->resp_inline))
+		vs_iovec_put(w, r->resp, r->resp_capacity);
+	r->resp = r->resp_inline;
+	r->busy = false;
+	vs_unpin(w, &r->map->pins);
+	q->in_flight--;
+}
+
+static void queue_finish_stop(struct vs_queue *q);
+
+/* The chain goes back to the driver with `written` bytes in its writable part. */
+static void request_used(struct vs_queue *q, struct vs_request *r, uint32_t written)
+{
+	if (vs_likely(!q->ring_gone)) {
+		vs_vring_push(&q->ring, r->head, written);
+		vs_poller_dirty(q->w, &q->poller);
+		if (++q->unpublished == PUBLISH_EVERY) {
+			q->unpublished = 0;
+			q->notify |= vs_vring_publish(&q->ring);
+		}
+	}
+	request_release(q, r);
+	if (vs_unlikely(q->stopping && !q->in_flight))
+		vs_poller_dirty(q->w, &q->poller); /* flush ends the stop */
+}
+
+/* Takes one chain. NULL: the queue broke. */
+static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain)
+{
+	struct iovec first[VS_INLINE_SEGMENTS];
+	struct vs_request *r;
+	int err;
+
+	chain->iov = first;
+	chain->capacity = VS_INLINE_SEGMENTS;
+	err = vs_vring_pop(&q->ring, q->w, chain);
+	if (vs_unlikely(err)) {
+		queue_break(q, err);
+		return NULL;
+	}
+	r = &q->requests[chain->head];
+	if (vs_unlikely(r->busy)) {
+		if (chain->iov != first)
+			vs_iovec_put(q->w, chain->iov, chain->capacity);
+		queue_break(q, -VS_RULE_HEAD_BUSY);
+		return NULL;
+	}
+	if (vs_likely(chain->iov == first)) {
+		memcpy(r->inline_iov, first, (chain->nout + chain->nin) * sizeof(struct iovec));
+		r->iov = r->inline_iov;
+	} else {
+		r->iov = chain->iov;
+	}
+	r->capacity = chain->capacity;
+	r->queue = q;
+	r->head = chain->head;
+	r->map = q->map;
+	r->busy = true;
+	r->resp = r->resp_inline;
+	r->nresp = 0;
+	vs_pin(q->w, &q->map->pins);
+	q->in_flight++;
+	return r;
+}
+
+/* Takes the first n bytes off a list of segments. */
+static void skip_bytes(struct iovec **iov, uint32_t *niov, uint64_t n)
+{
+	while (n) {
+		if ((*iov)->iov_len > n) {
+			(*iov)->iov_base = (char *)(*iov)->iov_base + n;
+			(*iov)->iov_len -= n;
+			return;
+		}
+		n -= (*iov)->iov_len;
+		(*iov)++;
+		(*niov)--;
+	}
+}
+
+/* Notes where the response goes, and takes it off the writable segments. False: no memory for a response in many pieces. */
+static bool split_response(struct vs_queue *q, struct vs_request *r, struct iovec **in, uint32_t *nin, uint32_t size)
+{
+	int n;
+
+	if (vs_likely((*in)->iov_len >= size)) {
+		r->resp_inline[0] = (struct iovec){ (*in)->iov_base, size };
+		r->nresp = 1;
+	} else {
+		n = vs_iov_slice(*in, (int)*nin, 0, size, r->resp_inline, VS_RESP_INLINE);
+		if (n < 0) {
+			r->resp = vs_iovec_get(q->w, size);
+			if (!r->resp) {
+				r->resp = r->resp_inline;
+				return false;
+			}
+			r->resp_capacity = size;
+			n = vs_iov_slice(*in, (int)*nin, 0, size, r->resp, (int)size);
+		}
+		r->nresp = (uint32_t)n;
+	}
+	skip_bytes(in, nin, size);
+	return true;
+}
+
+/* ---- commands ---------------------------------------------------------------------------------------------------------------------------- */
+
+static void put_le32(uint8_t *p, uint32_t v)
+{
+	p[0] = (uint8_t)v;
+	p[1] = (uint8_t)(v >> 8);
+	p[2] = (uint8_t)(v >> 16);
+	p[3] = (uint8_t)(v >> 24);
+}
+
+static void write_response(const struct vs_request *r, uint32_t size, uint32_t residual, uint8_t status, uint8_t response, const uint8_t *sense, uint32_t sense_len)
+{
+	uint8_t local[RESPONSE_FIXED + VS_SENSE_MAX], *p = vs_likely(r->nresp == 1) ? r->resp[0].iov_base : local;
+
+	put_le32(p, sense_len);
+	put_le32(p + 4, residual);
+	p[8] = p[9] = 0; /* status_qualifier */
+	p[10] = status;
+	p[11] = response;
+	if (vs_unlikely(sense_len))
+		memcpy(p + RESPONSE_FIXED, sense, sense_len);
+	/* Every byte up to the used length is written: virtio 1.3, 2.7.8.2. */
+	memset(p + RESPONSE_FIXED + sense_len, 0, size - RESPONSE_FIXED - sense_len);
+	if (vs_unlikely(p == local))
+		vs_iov_from_buffer(r->resp, (int)r->nresp, 0, local, size);
+}
+
+static void command_complete(struct vs_task *t)
+{
+	struct vs_request *r = vs_container_of(t, struct vs_request, task);
+	struct vs_queue *q = r->queue;
+	uint32_t size = RESPONSE_FIXED + q->vdev->sense_size;
+	uint64_t expected = t->in_length ? t->in_length : t->out_length;
+	uint64_t residual = expected - vs_min(t->transferred, expected);
+	uint32_t sense_len = vs_min((uint32_t)t->sense_len, q->vdev->sense_size);
+	uint64_t written = size + (t->in_length ? vs_min(t->transferred, t->in_length) : 0);
+
+	if (vs_unlikely(t->response != VS_RESP_OK))
+		sense_len = 0;
+	write_response(r, size, (uint32_t)vs_min(residual, (uint64_t)UINT32_MAX), t->response == VS_RESP_OK ? t->status : 0, t->response, t->sense, sense_len);
+	request_used(q, r, (uint32_t)vs_min(written, (uint64_t)UINT32_MAX));
+}
+
+static void command_describe(const struct vs_task *t, struct vs_task_info *out)
+{
+	const struct vs_request *r = vs_container_of(t, struct vs_request, task);
+
+	out->queue = r->queue->index;
+	out->head = r->head;
+}
+
+static const struct vs_task_ops command_ops = { .name = "virtio-scsi", .complete = command_complete, .describe = command_describe };
+
+/* 5.6.6.1: byte 0 is 1, then the target, then a single-level LUN; C1 01 is the REPORT LUNS well-known logical unit. False: no such address. */
+static bool find_lun(const struct vs_vdev *d, const uint8_t *a, struct vs_task *t)
+{
+	const struct vs_lunmap *map = atomic_load_explicit(&d->lunmap, memory_order_acquire);
+	const struct vs_target_luns *target;
+	uint16_t lun;
+
+	t->nexus = NULL;
+	t->lun_kind = VS_LUN_ABSENT;
+	t->target = a[1];
+	t->lun = 0;
+	if (vs_unlikely(a[0] == 0xc1)) {
+		t->lun_kind = VS_LUN_REPORT_LUNS;
+		t->target = 0;
+		return a[1] == 0x01 && !(a[2] | a[3] | a[4] | a[5] | a[6] | a[7]);
+	}
+	if (vs_unlikely(a[0] != 1 || (a[4] | a[5] | a[6] | a[7])))
+		return false;
+	target = map ? map->targets[a[1]] : NULL;
+	if (!target)
+		return false;
+	if (vs_unlikely(a[2] == 0xc1 && a[3] == 0x01)) {
+		t->lun_kind = VS_LUN_REPORT_LUNS;
+		return true;
+	}
+	/* SAM-5 4.7.5: peripheral device addressing with bus 0, or flat space addressing. */
+	if (a[2] != 0 && (a[2] & 0xc0) != 0x40)
+		return false;
+	lun = (uint16_t)((a[2] & 0x3f) << 8 | a[3]);
+	t->lun = lun;
+	if (lun < target->n && target->nexus[lun]) {
+		t->nexus = target->nexus[lun];
+		t->lun_kind = VS_LUN_UNIT;
+	}
+	return true;
+}
+
+static uint64_t le64(const uint8_t *p)
+{
+	uint64_t v;
+
+	memcpy(&v, p, 8);
+	return le64toh(v);
+}
+
+static int command_start(struct vs_queue *q, struct vs_request *r, const struct vs_chain *chain)
+{
+	struct vs_vdev *d = q->vdev;
+	struct vs_task *t = &r->task;
+	uint32_t header = HEADER_FIXED + d->cdb_size, response = RESPONSE_FIXED + d->sense_size;
+	uint8_t h[HEADER_FIXED + VS_CDB_MAX];
+
+	if (vs_unlikely(chain->out_length < header || chain->in_length < response)) {
+		queue_break(q, -VS_RULE_REQUEST_SHORT);
+		request_release(q, r);
+		return 0;
+	}
+	t->ops = &command_ops;
+	t->w = q->w;
+	t->credit = &d->credit;
+	t->port_cookie = d->cookie;
+	t->out = r->iov;
+	t->nout = chain->nout;
+	t->in = r->iov + chain->nout;
+	t->nin = chain->nin;
+	t->flags = 0;
+	t->listed = false;
+	t->out_length = chain->out_length - header;
+	t->in_length = chain->in_length - response;
+	vs_iov_to_buffer(t->out, (int)t->nout, 0, h, header);
+	skip_bytes(&t->out, &t->nout, header);
+	if (vs_unlikely(!split_response(q, r, &t->in, &t->nin, response))) {
+		queue_break(q, -VS_RULE_NO_MEMORY);
+		request_release(q, r);
+		return 0;
+	}
+	t->tag = le64(h + 8);
+	t->attribute = h[16];
+	t->cdb_len = (uint8_t)d->cdb_size;
+	memcpy(t->cdb, h + HEADER_FIXED, d->cdb_size);
+	if (vs_unlikely(!find_lun(d, h, t) || t->attribute > VS_ATTR_ACA)) {
+		write_response(r, response, 0, 0, t->attribute > VS_ATTR_ACA ? VS_RESP_FAILURE : VS_RESP_BAD_TARGET, NULL, 0);
+		request_used(q, r, response);
+		return 0;
+	}
+	return vs_task_submit(t);
+}
+
+/* ---- the control queue -------------------------------------------------------------------------------------------------------------------- */
+
+static void ctrl_start(struct vs_queue *q, struct vs_request *r, const struct vs_chain *chain)
+{
+	struct vs_ctrl *c = malloc(sizeof(*c));
+
+	if (!c) {
+		queue_break(q, -VS_RULE_NO_MEMORY);
+		request_release(q, r);
+		return;
+	}
+	c->request = r;
+	c->out_length = (uint32_t)vs_iov_to_buffer(r->iov, (int)chain->nout, 0, c->out, vs_min(chain->out_length, (uint64_t)VS_CTRL_BYTES));
+	c->in_length = (uint32_t)vs_min(chain->in_length, (uint64_t)VS_CTRL_BYTES);
+	r->task.in = r->iov + chain->nout;
+	r->task.nin = chain->nin;
+	c->up = (struct vs_upnode){ .kind = VS_UP_CTRL, .worker = q->w->index, .cookie = q->vdev->cookie, .object = c };
+	vs_upcall(q->vdev->core, &c->up);
+}
+
+static void ctrl_reply_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct vs_ctrl *c = vs_container_of(m, struct vs_ctrl, msg);
+	struct vs_request *r = c->request;
+	uint64_t n = vs_iov_from_buffer(r->task.in, (int)r->task.nin, 0, c->reply, vs_min(c->reply_length, c->in_length));
+
+	(void)w;
+	request_used(r->queue, r, (uint32_t)n);
+	free(c);
+}
+
+void vs_ctrl_info(const vs_ctrl *c, struct vs_ctrl_info *out)
+{
+	*out = (struct vs_ctrl_info){ .port_cookie = c->request->queue->vdev->cookie, .queue = c->request->queue->index,
+				      .in_length = c->in_length, .out_length = c->out_length, .out = c->out };
+}
+
+void vs_ctrl_reply(vs_core *core, vs_ctrl *c, const uint8_t *data, uint32_t length)
+{
+	(void)core;
+	c->reply_length = vs_min(length, (uint32_t)VS_CTRL_BYTES);
+	memcpy(c->reply, data, c->reply_length);
+	c->msg.run = ctrl_reply_run;
+	vs_worker_send(c->request->queue->w, &c->msg);
+}
+
+/* ---- the poller --------------------------------------------------------------------------------------------------------------------------------- */
+
+static bool retry_stalled(struct vs_queue *q)
+{
+	struct vs_request *r = q->stalled;
+
+	q->stalled = NULL;
+	if (vs_task_submit(&r->task)) {
+		q->stalled = r;
+		return false;
+	}
+	return true;
+}
+
+static bool memory_gone(struct vs_queue *q)
+{
+	uint32_t seen = vs_sigbus_count();
+
+	if (vs_likely(seen == q->sigbus_seen))
+		return false;
+	q->sigbus_seen = seen;
+	return vs_memmap_broken(q->map);
+}
+
+static int take_one(struct vs_queue *q)
+{
+	struct vs_chain chain;
+	struct vs_request *r = request_pop(q, &chain);
+
+	if (!r)
+		return -1;
+	if (vs_unlikely(q->index == VS_QUEUE_CONTROL))
+		ctrl_start(q, r, &chain);
+	else if (vs_unlikely(command_start(q, r, &chain)))
+		q->stalled = r;
+	return q->broken || q->stalled ? -1 : 0;
+}
+
+static int queue_poll(struct vs_worker *w, struct vs_poller *p)
+{
+	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
+	int n, did = 0;
+
+	if (vs_unlikely(!q->enabled || q->broken || q->stopping))
+		return 0;
+	if (vs_unlikely(q->stalled != NULL) && !retry_stalled(q))
+		return 0;
+	n = vs_vring_available(&q->ring);
+	if (vs_likely(n == 0))
+		return 0;
+	if (vs_unlikely(n < 0)) {
+		queue_break(q, n);
+		return 0;
+	}
+	n = vs_min(n, POP_A_TURN);
+	while (did < n) {
+		/* Messages first: they may hand back tasks that come before the next one. */
+		if (vs_unlikely(vs_worker_should_yield(w)) && !w->popping_for_tmf)
+			break;
+		did++;
+		if (take_one(q))
+			break;
+	}
+	vs_count(&q->view.requests, (uint64_t)did);
+	vs_count(&q->view.batches, 1);
+	vs_count(&w->stats.requests, (uint64_t)did);
+	vs_count(&w->stats.batches, 1);
+	if (vs_unlikely((uint32_t)did > atomic_load_explicit(&q->view.max_batch, memory_order_relaxed)))
+		atomic_store_explicit(&q->view.max_batch, (uint32_t)did, memory_order_relaxed);
+	publish_view(q);
+	if (vs_unlikely(memory_gone(q)) && !q->broken)
+		queue_break(q, -VS_RULE_MEMORY_GONE);
+	return did;
+}
+
+static void queue_flush(struct vs_worker *w, struct vs_poller *p)
+{
+	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
+
+	if (!q->started)
+		return;
+	q->unpublished = 0;
+	if (vs_likely(!q->ring_gone))
+		q->notify |= vs_vring_publish(&q->ring);
+	if (q->notify && q->call_fd >= 0) {
+		signal_fd(q->call_fd);
+		vs_count(&q->view.interrupts, 1);
+		vs_count(&w->stats.interrupts, 1);
+	} else {
+		vs_count(&q->view.interrupts_suppressed, 1);
+		vs_count(&w->stats.interrupts_suppressed, 1);
+	}
+	q->notify = false;
+	publish_view(q);
+	if (q->stopping && !q->in_flight)
+		queue_finish_stop(q);
+}
+
+static bool queue_arm(struct vs_worker *w, struct vs_poller *p)
+{
+	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
+
+	if (!q->enabled || q->broken || q->stopping || q->stalled)
+		return false;
+	if (q->kick.fd < 0)
+		vs_timer_set(w, &q->poll_timer, vs_now_ns() + POLL_TIMER_NS);
+	return vs_vring_kicks_on(&q->ring);
+}
+
+static void queue_disarm(struct vs_worker *w, struct vs_poller *p)
+{
+	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
+
+	(void)w;
+	if (q->enabled && !q->broken && !q->stopping)
+		vs_vring_kicks_off(&q->ring);
+}
+
+static void poll_timer_fired(struct vs_worker *w, struct vs_timer *t)
+{
+	(void)w; /* being awake is all that it is for */
+	(void)t;
+}
+
+/* ---- descriptors ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events)
+{
+	struct vs_queue *q = vs_container_of(s, struct vs_queue, kick);
+	uint64_t ignored;
+	ssize_t r = read(s->fd, &ignored, sizeof(ignored));
+
+	(void)r;
+	(void)events;
+	vs_count(&q->view.kicks, 1);
+	vs_count(&w->stats.kicks, 1);
+}
+
+static void queue_stopped(struct vs_queue *q)
+{
+	uint64_t cookie = q->stop_cookie;
+
+	free(q->requests);
+	q->requests = NULL;
+	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, q->ring.last_avail, 0);
+}
+
+static void kick_removed(struct vs_worker *w, struct vs_source *s)
+{
+	struct vs_queue *q = vs_container_of(s, struct vs_queue, kick);
+
+	(void)w;
+	close(s->fd);
+	s->fd = -1;
+	q->kick_known = false;
+	if (q->stopping) {
+		q->stopping = false;
+		queue_stopped(q);
+	} else if (q->params.kick_fd >= 0) {
+		vs_queue_run_kick(q, q->params.kick_fd); /* the one that replaces it */
+	}
+}
+
+static void replace_fd(int *slot, int fd)
+{
+	if (*slot >= 0)
+		close(*slot);
+	*slot = fd;
+}
+
+void vs_queue_run_call(struct vs_queue *q, int fd) { replace_fd(&q->call_fd, fd); signal_fd(fd); /* what was signalled on the old one is not lost */ }
+void vs_queue_run_err(struct vs_queue *q, int fd) { replace_fd(&q->err_fd, fd); }
+
+void vs_queue_run_kick(struct vs_queue *q, int fd)
+{
+	if (q->kick_known) {
+		/* The engine lets go of the old one first; kick_removed comes back here. */
+		if (q->params.kick_fd >= 0 && q->params.kick_fd != q->kick.fd)
+			close(q->params.kick_fd);
+		q->params.kick_fd = fd;
+		if (!q->kick.removing)
+			q->w->engine->source_del(q->w, &q->kick);
+		return;
+	}
+	q->params.kick_fd = -1;
+	q->kick = (struct vs_source){ .fd = fd, .events = EPOLLIN, .ready = kick_ready, .removed = kick_removed };
+	if (fd < 0)
+		return;
+	if (q->w->engine->source_add(q->w, &q->kick)) {
+		close(fd);
+		q->kick.fd = -1;
+		return;
+	}
+	q->kick_known = true;
+}
+
+/* ---- start, stop ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index)
+{
+	memset(q, 0, sizeof(*q));
+	q->vdev = d;
+	q->index = index;
+	q->call_fd = q->err_fd = q->kick.fd = q->params.kick_fd = -1;
+	vs_list_init(&q->poller.link);
+	vs_list_init(&q->poller.dirty);
+	vs_timer_init(&q->poll_timer, poll_timer_fired);
+	q->poller.poll = queue_poll;
+	q->poller.flush = queue_flush;
+	q->poller.arm = queue_arm;
+	q->poller.disarm = queue_disarm;
+}
+
+void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_t cookie)
+{
+	int kick_fd = q->params.kick_fd;
+	int err = vs_vring_init(&q->ring, q->map, &q->params);
+
+	q->call_fd = q->params.call_fd;
+	q->err_fd = q->params.err_fd;
+	if (err) {
+		q->error = err;
+		free(requests);
+		replace_fd(&q->call_fd, -1);
+		replace_fd(&q->err_fd, -1);
+		if (kick_fd >= 0)
+			close(kick_fd);
+		q->params.kick_fd = -1;
+		publish_view(q);
+		vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, 0, err);
+		return;
+	}
+	vs_pin(q->w, &q->map->pins);
+	q->requests = requests;
+	for (uint32_t i = 0; i < q->params.size; i++)
+		requests[i].resp = requests[i].resp_inline;
+	q->started = true;
+	q->enabled = q->params.enabled;
+	q->broken = q->ring_gone = q->stopping = q->notify = false;
+	q->error = 0;
+	q->in_flight = q->unpublished = 0;
+	q->stalled = NULL;
+	q->sigbus_seen = vs_sigbus_count();
+	vs_queue_run_kick(q, kick_fd);
+	if (q->index != VS_QUEUE_EVENT) {
+		vs_list_add_tail(&q->w->pollers, &q->poller.link);
+		if (q->enabled)
+			vs_vring_kicks_off(&q->ring);
+	}
+	publish_view(q);
+	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, 0, 0);
+}
+
+static void queue_finish_stop(struct vs_queue *q)
+{
+	q->started = q->enabled = false;
+	vs_list_del(&q->poller.link);
+	vs_list_del(&q->poller.dirty);
+	vs_timer_cancel(q->w, &q->poll_timer);
+	replace_fd(&q->call_fd, -1);
+	replace_fd(&q->err_fd, -1);
+	publish_view(q);
+	vs_unpin(q->w, &q->map->pins);
+	if (q->kick_known) {
+		if (!q->kick.removing)
+			q->w->engine->source_del(q->w, &q->kick); /* kick_removed goes on */
+		return;
+	}
+	q->stopping = false;
+	queue_stopped(q);
+}
+
+void vs_queue_run_stop(struct vs_queue *q, uint64_t cookie)
+{
+	q->stop_cookie = cookie;
+	if (!q->started) {
+		vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, q->ring.last_avail, 0);
+		return;
+	}
+	q->stopping = true;
+	if (q->stalled) {
+		/* It was taken but nothing has happened for it: whoever starts the ring next takes it again. */
+		request_release(q, q->stalled);
+		q->stalled = NULL;
+		vs_vring_unpop(&q->ring);
+	}
+	if (!q->in_flight)
+		vs_poller_dirty(q->w, &q->poller);
+}
+
+void vs_queue_run_enable(struct vs_queue *q, bool enabled)
+{
+	if (q->started && !q->stopping) {
+		q->enabled = enabled;
+		publish_view(q);
+	}
+}
+
+int vs_queue_run_map(struct vs_queue *q, struct vs_memmap *map)
+{
+	struct vs_memmap *old = q->map;
+	int err;
+
+	if (!q->started || q->stopping)
+		return 0;
+	vs_pin(q->w, &map->pins);
+	q->map = map;
+	err = vs_vring_remap(&q->ring, map);
+	vs_unpin(q->w, &old->pins);
+	if (err) {
+		/* The old mapping of the ring goes away: the ring may not be touched again, not even for completions. */
+		q->ring_gone = true;
+		queue_break(q, err);
+	}
+	return err;
+}
+
+int vs_queue_run_event(struct vs_queue *q, const uint8_t *event)
+{
+	struct vs_chain chain;
+	struct vs_request *r;
+	int n;
+
+	if (!q->started || q->broken || q->stopping || !q->enabled)
+		return -ENOBUFS;
+	n = vs_vring_available(&q->ring);
+	if (n < 0) {
+		queue_break(q, n);
+		return -EIO;
+	}
+	if (!n)
+		return -ENOBUFS;
+	r = request_pop(q, &chain);
+	if (!r)
+		return -EIO;
+	request_used(q, r, (uint32_t)vs_iov_from_buffer(r->iov + chain.nout, (int)chain.nin, 0, event, VS_EVENT_BYTES));
+	return 0;
+}

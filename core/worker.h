@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What core.c needs of worker.c and excl.c, and who watches pins. */
+#ifndef VS_WORKER_H
+#define VS_WORKER_H
+
+#include "core.h"
+
+enum { VS_WATCH_PYTHON = 1, VS_WATCH_RANGES = 2 };
+enum { VS_SCRATCH = 1 << 20 };
+
+int vs_worker_init(struct vs_worker *w, struct vs_core *c, uint32_t index);
+int vs_worker_start(struct vs_worker *w);
+void vs_worker_stop(struct vs_worker *w);
+void vs_worker_fini(struct vs_worker *w);
+/* One turn of the loop: messages, rings, completions, flush. How much it did. The in-process tests call it without a thread. */
+int vs_worker_turn(struct vs_worker *w);
+
+int vs_ranges_init(struct vs_core *c);
+void vs_ranges_fini(struct vs_core *c);
+
+#endif
