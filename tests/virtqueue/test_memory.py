@@ -175,3 +175,10 @@ def test_closing_twice_closes_no_strangers_descriptor():
     memory.close()
     os.fstat(stranger)
     os.close(stranger)
+
+
+def test_a_region_that_cannot_be_made_leaks_no_descriptor():
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="cannot mmap an empty file"):
+        Region.create(0)
+    assert len(os.listdir("/proc/self/fd")) == before

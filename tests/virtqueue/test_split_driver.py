@@ -178,6 +178,17 @@ def test_enabling_notices_what_came_before(make_driver, device_for):
     assert q.enable_notifications()
 
 
+def test_what_is_used_while_notifications_are_enabled_is_collected_too(make_driver, device_for, monkeypatch):
+    q = make_driver()
+    device = device_for(q)
+    heads = [q.add([(0x1000, 1)], token=n) for n in range(2)]
+    q.publish()
+    device.use(heads[0])
+    # the device uses the second one after the last look and before it could see our used_event
+    monkeypatch.setattr(q._accessors, "full_barrier", lambda: heads[1:] and device.use(heads.pop()))
+    assert [used.token for used in q.collect()] == [0, 1]
+
+
 def test_one_interrupt_after_several_buffers(make_driver, device_for):
     q = make_driver()
     device = device_for(q)
