@@ -17,12 +17,16 @@
 #include "core.h"
 
 enum { SLOTS = 4096 };
+/* Each page that is replaced by itself makes up to two mappings more, and a process may have 65530 (vm.max_map_count): at that limit mmap(2)
+ * fails whatever it replaces. So a region that lost this many becomes one mapping of zeroes. It is broken anyway. */
+enum { PAGES_MAX = 8 };
 
 /* sequence: bit 0 = in use. It moves on with each change, so that a reader that met a change reads again. Fields are stored with release and
  * loaded with acquire: who sees a new field sees that the sequence had moved before. */
 struct slot {
 	_Atomic uint32_t claimed;
 	_Atomic uint32_t sequence;
+	_Atomic uint32_t replaced; /* pages, since it was registered */
 	_Atomic uintptr_t base;
 	_Atomic uint64_t length, page;
 	_Atomic(_Atomic uint32_t *) broken;
@@ -34,6 +38,7 @@ static struct sigaction previous;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int install_err;
 
+static _Atomic uint32_t faults; /* a mapping somewhere became broken */
 struct found { uintptr_t base; uint64_t length, page; _Atomic uint32_t *broken; };
 
 static bool slot_find(struct slot *s, uintptr_t addr, struct found *f)
@@ -66,16 +71,28 @@ static bool repair(uintptr_t addr)
 
 	for (int i = 0; i < end; i++) {
 		struct found f;
+		uintptr_t page;
+		bool done;
 
 		if (!slot_find(&slots[i], addr, &f))
 			continue;
-		/* Each scattered page is one more mapping of the process. At the system's limit the whole region becomes one instead. */
-		if (!map_zeroes(addr & ~(uintptr_t)(f.page - 1), f.page) && !map_zeroes(f.base, f.length))
+		page = addr & ~(uintptr_t)(f.page - 1);
+		if (atomic_fetch_add_explicit(&slots[i].replaced, 1, memory_order_relaxed) < PAGES_MAX)
+			done = map_zeroes(page, f.page) || map_zeroes(f.base, f.length);
+		else
+			done = map_zeroes(f.base, f.length) || map_zeroes(page, f.page);
+		if (!done)
 			return false;
 		atomic_store_explicit(f.broken, 1, memory_order_release);
+		atomic_fetch_add(&faults, 1);
 		return true;
 	}
 	return false;
+}
+
+uint32_t vs_sigbus_count(void)
+{
+	return atomic_load_explicit(&faults, memory_order_acquire);
 }
 
 static void chain(int signo, siginfo_t *info, void *context)
@@ -142,6 +159,7 @@ int vs_sigbus_register(void *base, uint64_t length, uint64_t page, _Atomic uint3
 		atomic_store_explicit(&s->length, length, memory_order_release);
 		atomic_store_explicit(&s->page, page, memory_order_release);
 		atomic_store_explicit(&s->broken, broken, memory_order_release);
+		atomic_store_explicit(&s->replaced, 0, memory_order_release);
 		atomic_fetch_add_explicit(&s->sequence, 1, memory_order_release);
 		while (end <= i && !atomic_compare_exchange_weak(&slots_end, &end, i + 1))
 			;
