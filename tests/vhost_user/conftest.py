@@ -133,6 +133,8 @@ class RecordingDevice:
 
     def set_backend_channel(self, channel: socket.socket | None) -> None:
         self._record("set_backend_channel", channel)
+        if self.channel is not None:
+            self.channel.close()
         self.channel = channel
 
     async def disconnected(self) -> None:

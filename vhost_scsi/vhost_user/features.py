@@ -47,7 +47,8 @@ def feature_names(bits: int) -> list[str]:
 
 def unserved(accepted: int, offered: int) -> int:
     """The bits of a SET_FEATURES that nobody offered and that are not harmless: they must be refused by name."""
-    return accepted & ~(offered | HARMLESS_UNOFFERED)
+    # As plain numbers: the complement of an IntFlag has only the bits that have a name.
+    return accepted & ~int(offered | HARMLESS_UNOFFERED)
 
 
 def _bit_name(number: int) -> str:

@@ -11,6 +11,7 @@ import array
 import mmap
 import os
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -89,6 +90,24 @@ class Vring:
         self.kick_fd = self.call_fd = self.err_fd = None
 
 
+def _connect(path: str, timeout: float) -> socket.socket:
+    deadline = time.monotonic() + timeout
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:  # the listen backlog is full
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+    except BaseException:
+        sock.close()
+        raise
+
+
 class Frontend:
     """One connection to a back end: a socket path, or a connected socket that it then owns."""
 
@@ -96,13 +115,7 @@ class Frontend:
         if isinstance(target, socket.socket):
             self.sock = target
         else:
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                self.sock.settimeout(timeout)
-                self.sock.connect(os.fspath(target))
-            except BaseException:
-                self.sock.close()
-                raise
+            self.sock = _connect(os.fspath(target), timeout)
         self.sock.settimeout(timeout)
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
@@ -128,8 +141,12 @@ class Frontend:
     def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Any bytes at all, the descriptors with the first of them."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        sent = self.sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
-        self.sock.sendall(data[sent:], socket.MSG_NOSIGNAL)
+        try:
+            sent = self.sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            if sent < len(data):
+                self.sock.sendall(data[sent:], socket.MSG_NOSIGNAL)
+        except ConnectionError as error:
+            raise Disconnected("the back end closed the connection") from error
 
     def send(self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, need_reply: bool = False) -> None:
         """One message, well framed; nothing is waited for."""

@@ -70,9 +70,14 @@ class Server:
         self._task = asyncio.create_task(self._accept_all(self._sock) if listens else self._serve(self._sock))
 
     async def wait_closed(self) -> None:
-        """Returns when serving has ended: by `close`, or because the one connected descriptor's peer has gone."""
+        """Returns when serving has ended: by `close`, or because the one connected descriptor's peer has gone.
+
+        Raises the OSError with which listening itself failed.
+        """
         if self._task is not None:
             await asyncio.wait((self._task,))
+            if not self._task.cancelled():
+                self._task.result()
 
     async def close(self) -> None:
         """Ends the connection (the device is told), stops listening, and removes the path if it is still ours."""

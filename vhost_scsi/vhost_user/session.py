@@ -109,8 +109,13 @@ class Device(Protocol):
         QEMU resets after it has sent those and does not always send them again."""
         ...
 
-    def set_backend_channel(self, channel: socket.socket | None) -> None: ...
-    async def disconnected(self) -> None: ...
+    def set_backend_channel(self, channel: socket.socket | None) -> None:
+        """A connected non-blocking socket, the device's from now on; one that came before is closed."""
+        ...
+
+    async def disconnected(self) -> None:
+        """Stops every ring, unmaps and closes everything, and returns when nothing is in flight any more."""
+        ...
 
 
 @dataclass(slots=True)
@@ -144,6 +149,8 @@ class Session:
             pass
         except ProtocolError as error:
             self._warn(error.rule.name, f"{error}; closing the connection")
+        except ConnectionError:
+            pass  # the front end went without waiting for its answers
         except OSError as error:
             self._warn("socket", f"connection lost: {error}")
         finally:
