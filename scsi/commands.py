@@ -61,6 +61,18 @@ class Feature(IntEnum):
     UNMAP = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a CDB: `length` bytes from `byte` on, as far as the usage data cover them, or the bits of `mask` in
+    one byte. `zero_means`: what a zero stands for (SBC-4 5.13: READ(6) of 0 blocks is 256 blocks)."""
+
+    name: str
+    byte: int
+    length: int = 1
+    mask: int = 0
+    zero_means: int = 0
+
+
 _DISK: Final = frozenset({DeviceType.DISK})
 _DISK_AND_WELL_KNOWN: Final = frozenset({DeviceType.DISK, DeviceType.WELL_KNOWN})
 
@@ -90,6 +102,7 @@ class Command:
     conflict: Conflict = Conflict.ALLOWED
     device_types: frozenset[DeviceType] = _DISK
     requires: Feature = Feature.NONE
+    fields: tuple[Field, ...] = ()
 
     @property
     def opcode(self) -> int:
@@ -99,12 +112,24 @@ class Command:
     def cdb_length(self) -> int:
         return len(self.usage)
 
+    def field(self, name: str) -> Field | None:
+        return next((field for field in self.fields if field.name == name), None)
+
+    def value(self, field: Field, cdb: bytes) -> int:
+        """The field's value in a CDB of at least cdb_length bytes."""
+        if field.mask:
+            return (cdb[field.byte] & field.mask) // (field.mask & -field.mask)
+        part = slice(field.byte, field.byte + field.length)
+        value = int.from_bytes(byte & used for byte, used in zip(cdb[part], self.usage[part], strict=True))
+        return value or field.zero_means
+
 
 def _python(
     name: str,
     usage: str,
     gate_mask: GateBit,
     handler: str,
+    fields: tuple[Field, ...],
     *,
     service_action: int | None = None,
     direction: Direction = Direction.IN,
@@ -122,6 +147,7 @@ def _python(
         parameter_list_max=parameter_list_max,
         conflict=conflict,
         device_types=device_types,
+        fields=fields,
     )
 
 
@@ -131,6 +157,7 @@ def _media(
     gate_mask: GateBit,
     media: MediaOp,
     direction: Direction,
+    fields: tuple[Field, ...],
     *,
     requires: Feature = Feature.NONE,
 ) -> Command:
@@ -147,7 +174,33 @@ def _media(
         media=media,
         conflict=conflict,
         requires=requires,
+        fields=fields,
     )
+
+
+def _allocation(byte: int, length: int) -> Field:
+    return Field("allocation_length", byte, length)
+
+
+def _list(byte: int, length: int) -> Field:
+    return Field("parameter_list_length", byte, length)
+
+
+def _range(lba: tuple[int, int], blocks: tuple[int, int], zero_means: int = 0) -> tuple[Field, ...]:
+    return Field("lba", *lba), Field("blocks", *blocks, zero_means=zero_means)
+
+
+_DPO_FUA: Final = (Field("dpo", 1, mask=0x10), Field("fua", 1, mask=0x08))
+_VERIFY: Final = (Field("dpo", 1, mask=0x10), Field("bytchk", 1, mask=0x06))
+_IMMED: Final = (Field("immed", 1, mask=0x02),)
+_UNMAP: Final = (Field("unmap", 1, mask=0x08),)
+_RANGE_6: Final = _range((1, 3), (4, 1), zero_means=256)
+_RANGE_10: Final = _range((2, 4), (7, 2))
+_RANGE_12: Final = _range((2, 4), (6, 4))
+_RANGE_16: Final = _range((2, 8), (10, 4))
+_PAGE: Final = (Field("pc", 2, mask=0xC0), Field("page_code", 2, mask=0x3F), Field("subpage_code", 3))
+_DBD: Final = Field("dbd", 1, mask=0x08)
+_PF: Final = Field("pf", 1, mask=0x10)
 
 
 _IN, _OUT, _NO_DATA = Direction.IN, Direction.OUT, Direction.NONE
@@ -157,70 +210,124 @@ _M = MediaOp
 # ANCHOR (ANC_SUP=0), PMI (obsolete), SP (nothing is saved), POWER CONDITION, LOEJ (not removable) and NACA
 # (NORMACA=0): a request for what we do not do is refused, not ignored.
 COMMANDS: Final[tuple[Command, ...]] = (
-    _media("TEST UNIT READY", "00 00 00 00 00 00", _ATTENTIVE | GateBit.NOT_READY, _M.TEST_UNIT_READY, _NO_DATA),
-    _python("REQUEST SENSE", "03 01 00 00 FF 00", _ANY, "request_sense", device_types=_DISK_AND_WELL_KNOWN),
-    _media("READ(6)", "08 1F FF FF FF 00", _READS, _M.READ, _IN),
-    _media("WRITE(6)", "0A 1F FF FF FF 00", _WRITES, _M.WRITE, _OUT),
-    _python("INQUIRY", "12 01 FF FF FF 00", _ANY, "inquiry", device_types=_DISK_AND_WELL_KNOWN),
+    _media("TEST UNIT READY", "00 00 00 00 00 00", _ATTENTIVE | GateBit.NOT_READY, _M.TEST_UNIT_READY, _NO_DATA, ()),
+    _python(
+        "REQUEST SENSE",
+        "03 01 00 00 FF 00",
+        _ANY,
+        "request_sense",
+        (Field("desc", 1, mask=0x01), _allocation(4, 1)),
+        device_types=_DISK_AND_WELL_KNOWN,
+    ),
+    _media("READ(6)", "08 1F FF FF FF 00", _READS, _M.READ, _IN, _RANGE_6),
+    _media("WRITE(6)", "0A 1F FF FF FF 00", _WRITES, _M.WRITE, _OUT, _RANGE_6),
+    _python(
+        "INQUIRY",
+        "12 01 FF FF FF 00",
+        _ANY,
+        "inquiry",
+        (Field("evpd", 1, mask=0x01), Field("page_code", 2), _allocation(3, 2)),
+        device_types=_DISK_AND_WELL_KNOWN,
+    ),
     _python(
         "MODE SELECT(6)",
         "15 10 00 00 FF 00",
         _CONTROLS,
         "mode_select_6",
+        (_PF, _list(4, 1)),
         direction=_OUT,
         parameter_list_max=0xFF,
         conflict=Conflict.WRITE,
     ),
-    _python("MODE SENSE(6)", "1A 08 FF FF FF 00", _CONTROLS, "mode_sense_6", conflict=Conflict.WRITE),
+    _python(
+        "MODE SENSE(6)",
+        "1A 08 FF FF FF 00",
+        _CONTROLS,
+        "mode_sense_6",
+        (_DBD, *_PAGE, _allocation(4, 1)),
+        conflict=Conflict.WRITE,
+    ),
     # SPC-5 table 71: conflicts unless START is one; the handler, not the gate, sees that bit.
     _python(
         "START STOP UNIT",
         "1B 01 00 00 05 00",
         _ATTENTIVE,
         "start_stop_unit",
+        (Field("immed", 1, mask=0x01), Field("no_flush", 4, mask=0x04), Field("start", 4, mask=0x01)),
         direction=_NO_DATA,
         conflict=Conflict.WRITE,
     ),
-    _python("READ CAPACITY(10)", "25 00 00 00 00 00 00 00 00 00", _ATTENTIVE, "read_capacity_10"),
-    _media("READ(10)", "28 18 FF FF FF FF 00 FF FF 00", _READS, _M.READ, _IN),
-    _media("WRITE(10)", "2A 18 FF FF FF FF 00 FF FF 00", _WRITES, _M.WRITE, _OUT),
-    _media("VERIFY(10)", "2F 16 FF FF FF FF 00 FF FF 00", _READS, _M.VERIFY, _OUT),
-    _media("SYNCHRONIZE CACHE(10)", "35 02 FF FF FF FF 00 FF FF 00", _FLUSHES, _M.SYNCHRONIZE_CACHE, _NO_DATA),
-    _media("WRITE SAME(10)", "41 08 FF FF FF FF 00 FF FF 00", _WRITES, _M.WRITE_SAME, _OUT),
-    _media("UNMAP", "42 00 00 00 00 00 00 FF FF 00", _WRITES, _M.UNMAP, _OUT, requires=Feature.UNMAP),
+    _python("READ CAPACITY(10)", "25 00 00 00 00 00 00 00 00 00", _ATTENTIVE, "read_capacity_10", ()),
+    _media("READ(10)", "28 18 FF FF FF FF 00 FF FF 00", _READS, _M.READ, _IN, (*_RANGE_10, *_DPO_FUA)),
+    _media("WRITE(10)", "2A 18 FF FF FF FF 00 FF FF 00", _WRITES, _M.WRITE, _OUT, (*_RANGE_10, *_DPO_FUA)),
+    _media("VERIFY(10)", "2F 16 FF FF FF FF 00 FF FF 00", _READS, _M.VERIFY, _OUT, (*_RANGE_10, *_VERIFY)),
+    _media(
+        "SYNCHRONIZE CACHE(10)",
+        "35 02 FF FF FF FF 00 FF FF 00",
+        _FLUSHES,
+        _M.SYNCHRONIZE_CACHE,
+        _NO_DATA,
+        (*_RANGE_10, *_IMMED),
+    ),
+    _media("WRITE SAME(10)", "41 08 FF FF FF FF 00 FF FF 00", _WRITES, _M.WRITE_SAME, _OUT, (*_RANGE_10, *_UNMAP)),
+    _media("UNMAP", "42 00 00 00 00 00 00 FF FF 00", _WRITES, _M.UNMAP, _OUT, (_list(7, 2),), requires=Feature.UNMAP),
     _python(
         "MODE SELECT(10)",
         "55 10 00 00 00 00 00 FF FF 00",
         _CONTROLS,
         "mode_select_10",
+        (_PF, _list(7, 2)),
         direction=_OUT,
         parameter_list_max=PARAMETER_LIST_BYTES - 1,
         conflict=Conflict.WRITE,
     ),
-    _python("MODE SENSE(10)", "5A 18 FF FF 00 00 00 FF FF 00", _CONTROLS, "mode_sense_10", conflict=Conflict.WRITE),
-    _media("READ(16)", "88 18 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _READS, _M.READ, _IN),
+    _python(
+        "MODE SENSE(10)",
+        "5A 18 FF FF 00 00 00 FF FF 00",
+        _CONTROLS,
+        "mode_sense_10",
+        (Field("llbaa", 1, mask=0x10), _DBD, *_PAGE, _allocation(7, 2)),
+        conflict=Conflict.WRITE,
+    ),
+    _media(
+        "READ(16)", "88 18 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _READS, _M.READ, _IN, (*_RANGE_16, *_DPO_FUA)
+    ),
     _media(
         "COMPARE AND WRITE",
         "89 18 FF FF FF FF FF FF FF FF 00 00 00 FF 00 00",
         _WRITES,
         _M.COMPARE_AND_WRITE,
         _OUT,
+        (*_range((2, 8), (13, 1)), *_DPO_FUA),
     ),
-    _media("WRITE(16)", "8A 18 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _WRITES, _M.WRITE, _OUT),
-    _media("VERIFY(16)", "8F 16 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _READS, _M.VERIFY, _OUT),
+    _media(
+        "WRITE(16)", "8A 18 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _WRITES, _M.WRITE, _OUT, (*_RANGE_16, *_DPO_FUA)
+    ),
+    _media(
+        "VERIFY(16)", "8F 16 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _READS, _M.VERIFY, _OUT, (*_RANGE_16, *_VERIFY)
+    ),
     _media(
         "SYNCHRONIZE CACHE(16)",
         "91 02 FF FF FF FF FF FF FF FF FF FF FF FF 00 00",
         _FLUSHES,
         _M.SYNCHRONIZE_CACHE,
         _NO_DATA,
+        (*_RANGE_16, *_IMMED),
     ),
-    _media("WRITE SAME(16)", "93 09 FF FF FF FF FF FF FF FF FF FF FF FF 00 00", _WRITES, _M.WRITE_SAME, _OUT),
+    _media(
+        "WRITE SAME(16)",
+        "93 09 FF FF FF FF FF FF FF FF FF FF FF FF 00 00",
+        _WRITES,
+        _M.WRITE_SAME,
+        _OUT,
+        (*_RANGE_16, *_UNMAP, Field("ndob", 1, mask=0x01)),
+    ),
     _python(
         "READ CAPACITY(16)",
         "9E 10 00 00 00 00 00 00 00 00 FF FF FF FF 00 00",
         _ATTENTIVE,
         "read_capacity_16",
+        (_allocation(10, 4),),
         service_action=0x10,
     ),
     _python(
@@ -228,6 +335,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "A0 00 FF 00 00 00 FF FF FF FF 00 00",
         _ANY,
         "report_luns",
+        (Field("select_report", 2), _allocation(6, 4)),
         device_types=_DISK_AND_WELL_KNOWN,
     ),
     _python(
@@ -235,11 +343,18 @@ COMMANDS: Final[tuple[Command, ...]] = (
         "A3 0C 87 FF FF FF FF FF FF FF 00 00",
         _CONTROLS,
         "report_supported_operation_codes",
+        (
+            Field("rctd", 2, mask=0x80),
+            Field("reporting_options", 2, mask=0x07),
+            Field("requested_operation_code", 3),
+            Field("requested_service_action", 4, 2),
+            _allocation(6, 4),
+        ),
         service_action=0x0C,
         conflict=Conflict.WRITE,
     ),
-    _media("READ(12)", "A8 18 FF FF FF FF FF FF FF FF 00 00", _READS, _M.READ, _IN),
-    _media("WRITE(12)", "AA 18 FF FF FF FF FF FF FF FF 00 00", _WRITES, _M.WRITE, _OUT),
+    _media("READ(12)", "A8 18 FF FF FF FF FF FF FF FF 00 00", _READS, _M.READ, _IN, (*_RANGE_12, *_DPO_FUA)),
+    _media("WRITE(12)", "AA 18 FF FF FF FF FF FF FF FF 00 00", _WRITES, _M.WRITE, _OUT, (*_RANGE_12, *_DPO_FUA)),
 )
 
 _WITH_SERVICE_ACTION: Final = frozenset(row.opcode for row in COMMANDS if row.service_action is not None)

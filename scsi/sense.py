@@ -145,7 +145,7 @@ class Sense:
     field: FieldPointer | None = None
 
 
-class CheckCondition(Exception):  # noqa: N818 - the standard's word
+class CheckCondition(Exception):
     """A handler ends its command with CHECK CONDITION. Never leaves the core."""
 
     def __init__(self, code: SenseCode, *, information: int | None = None, field: FieldPointer | None = None) -> None:

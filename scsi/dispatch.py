@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which function serves a row that has no media operation, and what it is given.
+
+A handler returns its data-in, whole; the allocation length is applied here, once for all. It raises CheckCondition
+to end in CHECK CONDITION. A handler that must wait for the data plane returns a coroutine instead: the logical unit
+then runs it alone, with everything else held and nothing in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vhost_scsi.scsi import sense
+from vhost_scsi.scsi.commands import Command
+from vhost_scsi.scsi.sense import CheckCondition, FieldPointer
+from vhost_scsi.scsi.task import Task
+
+if TYPE_CHECKING:
+    from vhost_scsi.scsi.logical_unit import LogicalUnit
+    from vhost_scsi.scsi.nexus import ITL
+
+Exclusive = Coroutine[Any, Any, bytes]
+Handler = Callable[["Request"], bytes | Exclusive]
+
+HANDLERS: dict[str, Handler] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked command: the CDB has the row's length and no bit that the row does not use."""
+
+    logical_unit: LogicalUnit
+    itl: ITL
+    row: Command
+    task: Task
+
+    def __getitem__(self, name: str) -> int:
+        """The value of a CDB field, by the row's name for it."""
+        field = self.row.field(name)
+        if field is None:
+            raise KeyError(f"{self.row.name} has no {name}")
+        return self.row.value(field, self.task.cdb)
+
+    def refuse(self, name: str) -> CheckCondition:
+        """INVALID FIELD IN CDB, pointing at the field's first byte and most significant bit."""
+        field = self.row.field(name)
+        if field is None:
+            raise KeyError(f"{self.row.name} has no {name}")
+        top = (field.mask or self.row.usage[field.byte]).bit_length() - 1
+        return sense.invalid_cdb_field(field.byte, top)
+
+    def parameter_list(self) -> bytes:
+        """The parameter list, as long as the CDB says; PARAMETER LIST LENGTH ERROR when the data-out is shorter."""
+        length = self["parameter_list_length"]
+        if len(self.task.data_out) < length:
+            field = self.row.field("parameter_list_length")
+            pointer = FieldPointer(True, field.byte) if field else None
+            raise CheckCondition(sense.PARAMETER_LIST_LENGTH_ERROR, field=pointer)
+        return self.task.data_out[:length]
+
+    def truncate(self, data: bytes) -> bytes:
+        """SPC-5 4.2.5.6: data-in ends at the allocation length; that is no error."""
+        field = self.row.field("allocation_length")
+        return data if field is None else data[: self.row.value(field, self.task.cdb)]
+
+
+def handles(name: str) -> Callable[[Handler], Handler]:
+    """Registers a handler under the name by which rows know it."""
+
+    def register(handler: Handler) -> Handler:
+        if name in HANDLERS:
+            raise ValueError(f"two handlers are called {name}")
+        HANDLERS[name] = handler
+        return handler
+
+    return register

@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logical unit: decides every task that reaches Python, keeps the unit's state, tells its nexuses what changed.
+
+It decides and never transfers: media commands end in Execute and run in C. Handlers live in their own files and are
+found through `dispatch`; the order of tasks is `task_set`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from vhost_scsi.scsi import (
+    capacity,
+    inquiry,
+    mode,
+    power,
+    report_luns,
+    report_opcodes,
+    request_sense,
+    sense,
+    sense_data,
+)
+from vhost_scsi.scsi.commands import (
+    COMMANDS,
+    Command,
+    DeviceType,
+    Feature,
+    MediaOp,
+    first_unused_bit,
+    has_service_actions,
+    parse,
+)
+from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, Request
+from vhost_scsi.scsi.gate import GateBit, GatePort
+from vhost_scsi.scsi.medium import Medium, Support
+from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, ModeParameters
+from vhost_scsi.scsi.nexus import ITL, Nexus
+from vhost_scsi.scsi.sense import CheckCondition, Sense, SenseCode
+from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
+from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
+
+# Each registers its handlers.
+HANDLER_MODULES: Final = (capacity, inquiry, mode, power, report_luns, report_opcodes, request_sense)
+
+LOG: Final = logging.getLogger("vhost_scsi.control")
+LOG_INTERVAL: Final = 1.0
+"""seconds between two lines about failing handlers"""
+
+Cancel = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class LuDefinition:
+    """What a logical unit is, wherever it is mapped. `write_cache`: the default of WCE."""
+
+    name: str
+    uuid: UUID
+    vendor: str = "VHOST"
+    product: str = "SCSI DISK"
+    revision: str = "0001"
+    write_cache: bool = True
+
+
+class LogicalUnit:
+    """One logical unit. All calls come from the event loop's thread."""
+
+    def __init__(self, definition: LuDefinition, medium: Medium, gate: GatePort) -> None:
+        self.definition: Final = definition
+        self.medium: Final = medium
+        self.gate: Final = gate
+        self.mode: Final = ModeParameters(write_cache=definition.write_cache)
+        self.itls: Final[list[ITL]] = []
+        self._stopped = False
+        self._tasks: Final = TaskSet(self)
+        self._background: Final[set[asyncio.Task[None]]] = set()
+        self._alone: Final = asyncio.Lock()
+        """whoever changes the unit while everything is held: one handler, or one caller of `held`"""
+        self._last_log = -LOG_INTERVAL
+        self.medium.set_write_cache(self.write_cache)
+        self.medium.set_descriptor_sense(self.descriptor_sense)
+        self._show_write_protection()
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def stopped(self) -> bool:
+        """A START STOP UNIT stopped it; commands that need the medium are refused."""
+        return self._stopped
+
+    @property
+    def write_cache(self) -> bool:
+        return bool(self.mode.field(CACHING, "wce"))
+
+    @property
+    def descriptor_sense(self) -> bool:
+        return bool(self.mode.field(CONTROL, "d_sense"))
+
+    @property
+    def software_write_protected(self) -> bool:
+        return bool(self.mode.field(CONTROL, "swp"))
+
+    @property
+    def write_protected(self) -> bool:
+        return self.medium.read_only or self.software_write_protected
+
+    def tasks(self) -> list[Task]:
+        """The tasks that wait or run under Python's eyes, in arrival order."""
+        return self._tasks.tasks()
+
+    def offers(self, row: Command) -> bool:
+        """Whether the unit has the command at all."""
+        if row.requires is Feature.UNMAP and self.medium.capabilities.unmap is Support.NONE:
+            return False
+        return DeviceType.DISK in row.device_types
+
+    def commands(self) -> Iterator[Command]:
+        return (row for row in COMMANDS if self.offers(row))
+
+    def _show_write_protection(self) -> None:
+        if self.write_protected:
+            self.gate.close(GateBit.WRITE_PROTECTED)
+        else:
+            self.gate.open(GateBit.WRITE_PROTECTED)
+
+    def set_stopped(self, stopped: bool) -> None:
+        self._stopped = stopped
+        if stopped:
+            self.gate.close(GateBit.NOT_READY)
+        else:
+            self.gate.open(GateBit.NOT_READY)
+
+    async def set_mode(self, pages: dict[int, bytes]) -> None:
+        """Makes the pages current. Nothing is in flight. Raises CheckCondition, with nothing changed, when turning
+        the write cache off needs a flush that fails."""
+        wce = CACHING.field(pages.get(CACHING.code, self.mode.current(CACHING)), "wce")
+        if self.write_cache and not wce:
+            await self.medium.flush()
+        self.mode.replace(pages)
+        self.medium.set_write_cache(self.write_cache)
+        self.medium.set_descriptor_sense(self.descriptor_sense)
+        self._show_write_protection()
+
+    # ---- nexuses and unit attentions -------------------------------------------------------------------------------
+
+    def attach(self, nexus: Nexus, gate: GatePort) -> ITL:
+        """A new I_T_L nexus; to it the unit has just been powered on (SAM-5 5.14.1)."""
+        itl = ITL(self, nexus, gate)
+        self.itls.append(itl)
+        nexus.itls.append(itl)
+        itl.establish(sense.POWER_ON_OCCURRED)
+        return itl
+
+    async def detach(self, itl: ITL, cancel: Cancel | None = None) -> None:
+        """Ends the I_T_L nexus for good, its tasks first."""
+        async with self._ended(itl, lambda task: task.itl is itl, cancel):
+            self.itls.remove(itl)
+            itl.nexus.itls.remove(itl)
+
+    def establish(self, code: SenseCode, *, besides: ITL | None = None) -> None:
+        """Establishes a unit attention condition on every nexus but one."""
+        for itl in self.itls:
+            if itl is not besides:
+                itl.establish(code)
+
+    def mode_changed(self, by: ITL | None) -> None:
+        """SPC-5 6.11: told to every nexus but the one that changed the parameters."""
+        self.establish(sense.MODE_PARAMETERS_CHANGED, besides=by)
+
+    def capacity_changed(self) -> None:
+        self.establish(sense.CAPACITY_DATA_HAS_CHANGED)
+
+    def luns_changed(self) -> None:
+        """The target's LUN inventory changed."""
+        self.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def read_only_changed(self) -> None:
+        """The medium's read_only has changed, under a hold of the caller's."""
+        self._show_write_protection()
+
+    # ---- tasks -----------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task, done: Done) -> None:
+        """Decides the task now or when its turn comes; `done` is called once, perhaps before this returns."""
+        self._tasks.arrive(task, done)
+
+    def finished(self, task: Task) -> None:
+        """C ended a task that was answered Execute(notify=True)."""
+        self._tasks.finished(task)
+
+    def start(self, entry: Entry) -> None:
+        """The task set's call: the task's turn has come."""
+        task = entry.task
+        try:
+            outcome = self._decide(task)
+        except CheckCondition as condition:
+            outcome = self._check_condition(condition.sense)
+        except Exception:
+            outcome = self._failed(task)
+        if isinstance(outcome, Complete):
+            entry.done(outcome)
+        elif isinstance(outcome, Execute):
+            if outcome.notify:
+                self._tasks.run(entry, in_c=True)
+            entry.done(outcome)
+        else:
+            self._tasks.run(entry)
+            self._tasks.hold(GateBit.HOLD)
+            self.gate.close(GateBit.HOLD)
+            self._spawn(self._run_exclusive(entry, outcome))
+
+    def _decide(self, task: Task) -> Complete | Execute | Exclusive:
+        row = self._admit(task)
+        if row.media is not MediaOp.NONE:
+            # Later SIMPLE tasks must wait for the end of an ORDERED or HEAD OF QUEUE one.
+            return Execute(notify=task.attribute is not TaskAttribute.SIMPLE)
+        request = Request(self, task.itl, row, task)
+        answer = HANDLERS[row.handler](request)
+        if isinstance(answer, bytes):
+            return Complete(Status.GOOD, data_in=request.truncate(answer))
+        return answer
+
+    def _admit(self, task: Task) -> Command:
+        """The task's row, or CheckCondition for the first reason why it may not run."""
+        if task.attribute is TaskAttribute.ACA:
+            # SAM-5 8.6.5: no ACA condition is ever in effect here (NORMACA=0).
+            raise CheckCondition(sense.INVALID_MESSAGE_ERROR)
+        row = parse(task.cdb)
+        if row is not None and not self.offers(row):
+            row = None
+        if row is None or row.gate_mask & GateBit.UNIT_ATTENTION:
+            code = task.itl.take()
+            if code is not None:
+                raise CheckCondition(code)
+        if row is None:
+            if has_service_actions(task.cdb[0] if task.cdb else 0):
+                # SPC-5 4.2.1: a value that is not supported in a field other than OPERATION CODE
+                raise sense.invalid_cdb_field(1, 4)
+            raise CheckCondition(sense.INVALID_COMMAND_OPERATION_CODE)
+        if len(task.cdb) < row.cdb_length:
+            raise sense.invalid_cdb_field(len(task.cdb))
+        stray = first_unused_bit(row, task.cdb)
+        if stray is not None:
+            raise sense.invalid_cdb_field(*stray)
+        self._check_state(row, task)
+        return row
+
+    def _check_state(self, row: Command, task: Task) -> None:
+        if self._stopped and row.gate_mask & GateBit.NOT_READY:
+            raise CheckCondition(sense.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED)
+        if row.gate_mask & GateBit.WRITE_PROTECTED:
+            if self.medium.read_only:
+                raise CheckCondition(sense.WRITE_PROTECTED)
+            if self.software_write_protected:
+                raise CheckCondition(sense.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)
+        if row.gate_mask & GateBit.STORE_FAILED and self.medium.flush_failed and self._promises(row, task):
+            raise CheckCondition(sense.WRITE_ERROR)
+
+    def _promises(self, row: Command, task: Task) -> bool:
+        """Whether GOOD would say that data are durable."""
+        fua = row.field("fua")
+        asked = fua is not None and bool(row.value(fua, task.cdb))
+        return row.media is MediaOp.SYNCHRONIZE_CACHE or asked or not self.write_cache
+
+    def _check_condition(self, error: Sense) -> Complete:
+        return Complete(Status.CHECK_CONDITION, sense_data.build(error, descriptor=self.descriptor_sense))
+
+    def _failed(self, task: Task) -> Complete:
+        """A handler's own fault: told to the initiator, and logged at most once a second."""
+        now = time.monotonic()
+        if now - self._last_log >= LOG_INTERVAL:
+            self._last_log = now
+            LOG.exception("%s: CDB %s failed in its handler", self.definition.name, task.cdb.hex())
+        return self._check_condition(Sense(sense.INTERNAL_TARGET_FAILURE))
+
+    # ---- waiting for the data plane --------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        running = asyncio.get_running_loop().create_task(work)
+        self._background.add(running)
+        running.add_done_callback(self._background.discard)
+
+    async def _run_exclusive(self, entry: Entry, work: Exclusive) -> None:
+        """Runs a handler that waits, alone; the HOLD is in force already."""
+        outcome: Outcome = Aborted()
+        try:
+            async with self._alone:
+                await self.gate.fence(GateBit.HOLD)
+                if not entry.aborted:
+                    outcome = Complete(Status.GOOD, data_in=await work)
+        except CheckCondition as condition:
+            outcome = self._check_condition(condition.sense)
+        except Exception:
+            outcome = self._failed(entry.task)
+        finally:
+            work.close()
+            try:
+                entry.done(Aborted() if entry.aborted else outcome)
+            finally:
+                self._tasks.release(GateBit.HOLD)
+                self._tasks.end(entry)
+                self._open_if_free(GateBit.HOLD, None)
+
+    def fence_ordered(self, entry: Entry) -> None:
+        """The task set's call: an ORDERED task waits for what C has in flight."""
+        self._spawn(self._fence_ordered(entry))
+
+    async def _fence_ordered(self, entry: Entry) -> None:
+        await self.gate.fence(GateBit.ORDERED)
+        self._tasks.fenced(entry)
+
+    def settled(self) -> None:
+        """The task set's call: no ORDERED or HEAD OF QUEUE task is left."""
+        self.gate.open(GateBit.ORDERED)
+
+    def _open_if_free(self, bit: GateBit, itl: ITL | None) -> None:
+        if not self._tasks.is_held(bit, itl):
+            (itl.gate if itl else self.gate).open(bit)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Everything waits, nothing is in flight and no handler is at work: for a resize, a removal, a new store."""
+        self._tasks.hold(GateBit.HOLD)
+        self.gate.close(GateBit.HOLD)
+        try:
+            async with self._alone:
+                await self.gate.fence(GateBit.HOLD)
+                yield
+        finally:
+            self._tasks.release(GateBit.HOLD)
+            self._tasks.pump()
+            self._open_if_free(GateBit.HOLD, None)
+
+    # ---- task management (SAM-5 7) ---------------------------------------------------------------------------------
+    # `cancel` asks C to abort what it holds of the same tasks and returns when it has. Each function returns when all
+    # matching tasks have ended, with those that Python knew of.
+
+    @asynccontextmanager
+    async def _ended(
+        self, scope: ITL | None, match: Callable[[Task], bool], cancel: Cancel | None
+    ) -> AsyncIterator[list[Task]]:
+        """Ends the matching tasks; until the block is left no task (of that nexus) starts."""
+        gate = self.gate if scope is None else scope.gate
+        self._tasks.hold(GateBit.TMF, scope)
+        gate.close(GateBit.TMF)
+        try:
+            tasks = self._tasks.abort(match)
+            if cancel is not None:
+                await cancel()
+            await gate.fence(GateBit.TMF)
+            await self._tasks.ended(tasks)
+            yield tasks
+        finally:
+            self._tasks.release(GateBit.TMF, scope)
+            self._tasks.pump()
+            self._open_if_free(GateBit.TMF, scope)
+
+    async def abort_task(self, itl: ITL, tag: int, cancel: Cancel | None = None) -> list[Task]:
+        async with self._ended(itl, lambda task: task.itl is itl and task.tag == tag, cancel) as tasks:
+            return tasks
+
+    async def abort_task_set(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:
+        async with self._ended(itl, lambda task: task.itl is itl, cancel) as tasks:
+            return tasks
+
+    async def clear_task_set(self, by: ITL, cancel: Cancel | None = None) -> list[Task]:
+        """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared."""
+        async with self._ended(None, lambda task: True, cancel) as tasks:
+            for itl in self.itls:
+                if itl is not by and any(task.itl is itl for task in tasks):
+                    itl.establish(sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+            return tasks
+
+    def query_task(self, itl: ITL, tag: int) -> bool:
+        return any(task.itl is itl and task.tag == tag for task in self._tasks.tasks())
+
+    def query_task_set(self, itl: ITL) -> bool:
+        return any(task.itl is itl for task in self._tasks.tasks())
+
+    async def logical_unit_reset(self, cancel: Cancel | None = None) -> list[Task]:
+        """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, every nexus learns of it."""
+        async with self._ended(None, lambda task: True, cancel) as tasks:
+            async with self._alone:
+                try:
+                    await self.set_mode(self.mode.all_defaults())
+                except CheckCondition:
+                    LOG.error("%s: reset leaves the write cache on, for its flush failed", self.definition.name)
+            self.establish(sense.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
+            return tasks
+
+    async def nexus_lost(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:
+        """SAM-5 6.3.4: the nexus's tasks end; should it come back it learns of it. Other nexuses notice nothing."""
+        async with self._ended(itl, lambda task: task.itl is itl, cancel) as tasks:
+            itl.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
+            return tasks

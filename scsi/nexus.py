@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports and nexuses: who talks to a logical unit, and what the logical unit keeps for each.
+
+Identity only. How a transport makes a nexus, and how it loses one, is the transport's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from vhost_scsi.scsi.gate import GateBit, GatePort
+from vhost_scsi.scsi.sense import SenseCode
+from vhost_scsi.scsi.unit_attention import UnitAttentions
+
+if TYPE_CHECKING:
+    from vhost_scsi.scsi.logical_unit import LogicalUnit
+
+
+@dataclass(frozen=True, slots=True)
+class InitiatorPort:
+    """`name` for people and logs; `transport_id` as SPC-5 7.6.4, empty where the transport has none yet."""
+
+    name: str
+    transport_id: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPort:
+    """`luns` gives the LUNs that initiators of this port may see, in any order, read anew for each REPORT LUNS.
+    `iscsi_name`: name and portal group ("iqn...,t,0x0001") for an iSCSI port."""
+
+    name: str
+    uuid: UUID
+    relative_id: int
+    luns: Callable[[], Iterable[int]]
+    iscsi_name: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Nexus:
+    """An I_T nexus; knows the I_T_L nexuses that hang on it."""
+
+    initiator: InitiatorPort
+    target_port: TargetPort
+    itls: list[ITL] = field(default_factory=list)
+
+    def clear(self, code: SenseCode) -> None:
+        """Ends a unit attention condition on every logical unit of this nexus."""
+        for itl in self.itls:
+            itl.clear(code)
+
+
+@dataclass(slots=True, eq=False)
+class ITL:
+    """An I_T_L nexus: the unit attention queue and the gate of one initiator at one logical unit."""
+
+    logical_unit: LogicalUnit
+    nexus: Nexus
+    gate: GatePort
+    attentions: UnitAttentions = field(default_factory=UnitAttentions)
+
+    def establish(self, code: SenseCode) -> None:
+        """Establishes a unit attention condition."""
+        self.attentions.establish(code)
+        self.gate.close(GateBit.UNIT_ATTENTION)
+
+    def take(self) -> SenseCode | None:
+        """Ends the condition that is told first, and opens the gate after the last."""
+        code = self.attentions.take()
+        if code is not None:
+            self._settle()
+        return code
+
+    def clear(self, code: SenseCode) -> None:
+        if code in self.attentions.pending():
+            self.attentions.clear(code)
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self.attentions:
+            self.gate.open(GateBit.UNIT_ATTENTION)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of a logical unit that Python knows of, and which of them may start (SAM-5 8).
+
+One task set for all nexuses (TST=000b), unrestricted reordering of SIMPLE tasks (QUEUE ALGORITHM MODIFIER=1). Tasks
+that C runs on its own are not here: a fence stands for them. What a task does is the logical unit's affair.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from vhost_scsi.scsi.gate import GateBit
+from vhost_scsi.scsi.nexus import ITL
+from vhost_scsi.scsi.task import Aborted, Outcome, Task, TaskAttribute
+
+NACA: Final = 0x04
+CONTROL_BYTES: Final = (1, 5, 9, 11, 15)
+
+Done = Callable[[Outcome], None]
+
+
+class State(Enum):
+    HELD = auto()
+    """waits: a hold, an older ORDERED or HEAD OF QUEUE task, or (ORDERED) any older task"""
+    FENCING = auto()
+    """an ORDERED task whose turn has come waits for what C has in flight"""
+    RUNNING = auto()
+    """a handler waits for the data plane, or C runs it and will report"""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    task: Task
+    done: Done
+    state: State = State.HELD
+    fenced: bool = False
+    aborted: bool = False
+    in_c: bool = False
+
+
+def closes_ordered(task: Task) -> bool:
+    """C closes the ORDERED gate when such a task arrives. NACA is looked for wherever a CONTROL byte may stand: a task
+    too many only opens a gate that is open."""
+    return task.attribute is not TaskAttribute.SIMPLE or any(
+        task.cdb[at] & NACA for at in CONTROL_BYTES if at < len(task.cdb)
+    )
+
+
+class Owner(Protocol):
+    """What the task set asks of its logical unit."""
+
+    def start(self, entry: Entry) -> None:
+        """Decides the task. The entry stays in the set only if `run` was called meanwhile."""
+
+    def fence_ordered(self, entry: Entry) -> None:
+        """Closes the ORDERED gate, waits for what is in flight, then calls `fenced(entry)`."""
+
+    def settled(self) -> None:
+        """No ORDERED or HEAD OF QUEUE task is left."""
+
+
+@dataclass(slots=True, eq=False)
+class TaskSet:
+    owner: Owner
+    _entries: dict[Task, Entry] = field(default_factory=dict)
+    _holds: Counter[tuple[GateBit, ITL | None]] = field(default_factory=Counter)
+    _pumping: bool = False
+    _again: bool = False
+    _settle_due: bool = False
+    _changed: asyncio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def tasks(self) -> list[Task]:
+        """In arrival order."""
+        return list(self._entries)
+
+    # ---- holds -----------------------------------------------------------------------------------------------------
+
+    def hold(self, bit: GateBit, itl: ITL | None = None) -> None:
+        """Nothing starts (of that nexus) until the matching release; holds nest."""
+        self._holds[bit, itl] += 1
+
+    def release(self, bit: GateBit, itl: ITL | None = None) -> None:
+        self._holds[bit, itl] -= 1
+        if not self._holds[bit, itl]:
+            del self._holds[bit, itl]
+
+    def is_held(self, bit: GateBit, itl: ITL | None = None) -> bool:
+        return (bit, itl) in self._holds
+
+    def _blocked(self, task: Task) -> bool:
+        return any(itl is None or itl is task.itl for _, itl in self._holds)
+
+    # ---- life of a task --------------------------------------------------------------------------------------------
+
+    def arrive(self, task: Task, done: Done) -> None:
+        """Takes the task in; it starts now or later."""
+        if task in self._entries:
+            raise ValueError("a task arrives once")
+        self._entries[task] = Entry(task, done)
+        self.pump()
+
+    def run(self, entry: Entry, *, in_c: bool = False) -> None:
+        """The task has started and will end later."""
+        entry.state = State.RUNNING
+        entry.in_c = in_c
+
+    def end(self, entry: Entry) -> None:
+        """The task has ended; what waited for it may start."""
+        self._remove(entry)
+        self.pump()
+
+    def finished(self, task: Task) -> None:
+        """C reports that a task with Execute(notify=True) ended."""
+        entry = self._entries.get(task)
+        if entry is not None and entry.in_c:
+            self.end(entry)
+
+    def fenced(self, entry: Entry) -> None:
+        if self._entries.get(entry.task) is entry:
+            entry.fenced = True
+            entry.state = State.HELD
+            self.pump()
+
+    def _remove(self, entry: Entry) -> None:
+        if self._entries.pop(entry.task, None) is not None:
+            self._settle_due = self._settle_due or closes_ordered(entry.task)
+            if self._changed is not None:
+                self._changed.set()
+
+    def pump(self) -> None:
+        """Starts all that may start, in arrival order. Safe to call from within itself."""
+        self._again = True
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._again:
+                self._again = False
+                self._pass()
+        finally:
+            self._pumping = False
+        # Only now: the tasks that waited behind an ORDERED one have been handed back before the gate opens.
+        if self._settle_due and all(task.attribute is TaskAttribute.SIMPLE for task in self._entries):
+            self._settle_due = False
+            self.owner.settled()
+
+    def _pass(self) -> None:
+        for entry in list(self._entries.values()):
+            if entry.task.attribute is TaskAttribute.HEAD_OF_QUEUE:
+                self._try(entry)
+        older, barrier = 0, False
+        for entry in list(self._entries.values()):
+            attribute = entry.task.attribute
+            if attribute is TaskAttribute.ORDERED:
+                # SAM-5 8.6.3: an ORDERED task waits for every older one.
+                if older == 0:
+                    self._try(entry)
+            elif not barrier:
+                # SAM-5 8.6.2: a SIMPLE task waits for older ORDERED and HEAD OF QUEUE tasks only.
+                self._try(entry)
+            if entry.task in self._entries:
+                older += 1
+                barrier = barrier or attribute in (TaskAttribute.ORDERED, TaskAttribute.HEAD_OF_QUEUE)
+
+    def _try(self, entry: Entry) -> None:
+        if entry.state is not State.HELD or entry.task not in self._entries or self._blocked(entry.task):
+            return
+        if entry.task.attribute is TaskAttribute.ORDERED and not entry.fenced:
+            entry.state = State.FENCING
+            self.owner.fence_ordered(entry)
+            return
+        self.owner.start(entry)
+        if entry.state is State.HELD:
+            self._remove(entry)
+            self._again = True
+
+    # ---- task management -------------------------------------------------------------------------------------------
+
+    def abort(self, match: Callable[[Task], bool]) -> list[Task]:
+        """Ends every matching task as far as it is Python's. Those whose handler is under way are marked, and end as
+        aborted when it returns; those that C runs are C's to abort. Returns all that matched, in arrival order."""
+        found = [entry for entry in self._entries.values() if match(entry.task)]
+        for entry in found:
+            if entry.state is State.RUNNING:
+                entry.aborted = True
+                continue
+            self._remove(entry)
+            entry.done(Aborted())
+        if found:
+            self.pump()
+        return [entry.task for entry in found]
+
+    async def ended(self, tasks: list[Task]) -> None:
+        """Returns when none of the tasks is in the set any more."""
+        while any(task in self._entries for task in tasks):
+            self._changed = self._changed or asyncio.Event()
+            self._changed.clear()
+            await self._changed.wait()

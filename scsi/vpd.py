@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vital product data pages, one row each; page 00h is derived from the rows (SPC-5 7.7, SBC-4 6.6).
+
+Identity comes from the logical unit's UUID alone: the same unit has the same names wherever its data lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from construct import BitsInteger, BitStruct, Flag, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
+from construct import Prefixed as PrefixedBytes
+
+from vhost_scsi.scsi import limits
+from vhost_scsi.scsi.commands import DeviceType
+from vhost_scsi.scsi.medium import Support
+
+if TYPE_CHECKING:
+    from vhost_scsi.scsi.logical_unit import LogicalUnit
+    from vhost_scsi.scsi.nexus import TargetPort
+
+PAGE = Struct("peripheral" / Int8ub, "code" / Int8ub, "data" / PrefixedBytes(Int16ub, GreedyBytes))
+
+# SPC-5 7.7.6.1
+DESIGNATOR = Struct(
+    "head"
+    / BitStruct(
+        "protocol_identifier" / BitsInteger(4),
+        "code_set" / BitsInteger(4),
+        "piv" / Flag,
+        Padding(1),
+        "association" / BitsInteger(2),
+        "type" / BitsInteger(4),
+    ),
+    Padding(1),
+    "designator" / PrefixedBytes(Int8ub, GreedyBytes),
+)
+BINARY, ASCII, UTF_8 = 1, 2, 3
+LOGICAL_UNIT, TARGET_PORT = 0, 1
+T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, SCSI_NAME_STRING, UUID_DESIGNATOR = 0x1, 0x3, 0x4, 0x8, 0xA
+ISCSI: Final = 0x5
+NAA_LOCALLY_ASSIGNED: Final = 0x3
+
+# SBC-4 6.6.4, from byte 4 on
+BLOCK_LIMITS = Struct(
+    "wsnz" / Int8ub,
+    "maximum_compare_and_write_length" / Int8ub,
+    "optimal_transfer_length_granularity" / Int16ub,
+    "maximum_transfer_length" / Int32ub,
+    "optimal_transfer_length" / Int32ub,
+    "maximum_prefetch_length" / Int32ub,
+    "maximum_unmap_lba_count" / Int32ub,
+    "maximum_unmap_block_descriptor_count" / Int32ub,
+    "optimal_unmap_granularity" / Int32ub,
+    "unmap_granularity_alignment" / Int32ub,
+    "maximum_write_same_length" / Int64ub,
+    Padding(20),
+)
+UGAVALID: Final = 1 << 31
+
+# SBC-4 6.6.2
+BLOCK_DEVICE_CHARACTERISTICS = Struct("medium_rotation_rate" / Int16ub, Padding(58))
+ROTATION_NOT_REPORTED, NON_ROTATING = 0x0000, 0x0001
+
+# SBC-4 6.6.7
+LOGICAL_BLOCK_PROVISIONING = Struct(
+    "threshold_exponent" / Int8ub,
+    "flags"
+    / BitStruct(
+        "lbpu" / Flag,
+        "lbpws" / Flag,
+        "lbpws10" / Flag,
+        "lbprz" / BitsInteger(3),
+        "anc_sup" / Flag,
+        "dp" / Flag,
+    ),
+    "provisioning_type" / Int8ub,
+    Padding(1),
+)
+FULLY_PROVISIONED, THIN_PROVISIONED = 0, 2
+
+# SPC-5 7.7.7, from byte 4 on
+EXTENDED_INQUIRY = Struct(
+    "checks" / Int8ub,
+    "task_attributes"
+    / BitStruct(
+        Padding(2),
+        "uask_sup" / Flag,
+        "group_sup" / Flag,
+        "prior_sup" / Flag,
+        "headsup" / Flag,
+        "ordsup" / Flag,
+        "simpsup" / Flag,
+    ),
+    "caches" / BitStruct(Padding(4), "wu_sup" / Flag, "crd_sup" / Flag, "nv_sup" / Flag, "v_sup" / Flag),
+    "clearing" / BitStruct(Padding(3), "p_i_i_sup" / Flag, Padding(3), "luiclr" / Flag),
+    Padding(56),
+)
+
+
+def naa_locally_assigned(uuid: UUID) -> bytes:
+    """An NAA 3h name (SPC-5 7.7.6.6.4): 60 bits of a digest of the UUID. We own no IEEE company identifier, so no
+    registered format would be true."""
+    digest = hashlib.sha256(uuid.bytes).digest()[:8]
+    return bytes([NAA_LOCALLY_ASSIGNED << 4 | digest[0] & 0x0F]) + digest[1:]
+
+
+def serial_number(uuid: UUID) -> bytes:
+    return uuid.hex.encode("ascii")
+
+
+def _designator(association: int, kind: int, code_set: int, value: bytes, protocol: int | None = None) -> bytes:
+    built: bytes = DESIGNATOR.build(
+        {
+            "head": {
+                "protocol_identifier": protocol or 0,
+                "code_set": code_set,
+                "piv": protocol is not None,
+                "association": association,
+                "type": kind,
+            },
+            "designator": value,
+        }
+    )
+    return built
+
+
+def _supported_pages(unit: LogicalUnit, port: TargetPort) -> bytes:
+    return bytes(row.code for row in PAGES)
+
+
+def _unit_serial_number(unit: LogicalUnit, port: TargetPort) -> bytes:
+    return serial_number(unit.definition.uuid)
+
+
+def target_port_designators(port: TargetPort) -> bytes:
+    relative = _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, bytes(2) + port.relative_id.to_bytes(2))
+    if port.iscsi_name is None:
+        return relative + _designator(TARGET_PORT, NAA, BINARY, naa_locally_assigned(port.uuid))
+    # SPC-5 7.7.6.11: null-terminated, null-padded to a multiple of four
+    name = port.iscsi_name.encode()
+    name += bytes(4 - len(name) % 4)
+    return relative + _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, name, ISCSI)
+
+
+def _device_identification(unit: LogicalUnit, port: TargetPort) -> bytes:
+    uuid = unit.definition.uuid
+    vendor = unit.definition.vendor.encode("ascii", "replace")[:8].ljust(8)
+    # SPC-5 7.7.6.10: designator length and type of UUID 1h, then the UUID
+    rfc_4122 = bytes([0x10, 0x00]) + uuid.bytes
+    designators = [
+        _designator(LOGICAL_UNIT, NAA, BINARY, naa_locally_assigned(uuid)),
+        _designator(LOGICAL_UNIT, UUID_DESIGNATOR, BINARY, rfc_4122),
+        _designator(LOGICAL_UNIT, T10_VENDOR_ID, ASCII, vendor + serial_number(uuid)),
+    ]
+    return b"".join(designators) + target_port_designators(port)
+
+
+def _extended_inquiry(unit: LogicalUnit, port: TargetPort) -> bytes:
+    built: bytes = EXTENDED_INQUIRY.build(
+        {
+            "checks": 0,
+            "task_attributes": {
+                "uask_sup": False,
+                "group_sup": False,
+                "prior_sup": False,
+                "headsup": True,
+                "ordsup": True,
+                "simpsup": True,
+            },
+            "caches": {"wu_sup": False, "crd_sup": False, "nv_sup": False, "v_sup": True},
+            "clearing": {"p_i_i_sup": False, "luiclr": True},
+        }
+    )
+    return built
+
+
+def _block_limits(unit: LogicalUnit, port: TargetPort) -> bytes:
+    medium = unit.medium
+    unmaps = medium.capabilities.unmap is not Support.NONE
+    granularity = medium.unmap_granularity if unmaps else 0
+    built: bytes = BLOCK_LIMITS.build(
+        {
+            "wsnz": limits.WRITE_SAME_NON_ZERO,
+            "maximum_compare_and_write_length": limits.COMPARE_AND_WRITE_BLOCKS,
+            "optimal_transfer_length_granularity": 1 << medium.physical_block_exponent,
+            "maximum_transfer_length": 0,
+            "optimal_transfer_length": limits.OPTIMAL_TRANSFER_BYTES // medium.block_size,
+            "maximum_prefetch_length": 0,
+            "maximum_unmap_lba_count": limits.UNMAP_BLOCKS if unmaps else 0,
+            "maximum_unmap_block_descriptor_count": limits.UNMAP_DESCRIPTORS if unmaps else 0,
+            "optimal_unmap_granularity": granularity,
+            "unmap_granularity_alignment": UGAVALID if granularity else 0,
+            "maximum_write_same_length": limits.WRITE_SAME_BYTES // medium.block_size,
+        }
+    )
+    return built
+
+
+def _block_device_characteristics(unit: LogicalUnit, port: TargetPort) -> bytes:
+    rate = ROTATION_NOT_REPORTED if unit.medium.rotational else NON_ROTATING
+    built: bytes = BLOCK_DEVICE_CHARACTERISTICS.build({"medium_rotation_rate": rate})
+    return built
+
+
+def _logical_block_provisioning(unit: LogicalUnit, port: TargetPort) -> bytes:
+    medium = unit.medium
+    unmaps = medium.capabilities.unmap is not Support.NONE
+    built: bytes = LOGICAL_BLOCK_PROVISIONING.build(
+        {
+            "threshold_exponent": 0,
+            "flags": {
+                "lbpu": unmaps,
+                "lbpws": unmaps,
+                "lbpws10": unmaps,
+                "lbprz": int(unmaps and medium.lbprz),
+                "anc_sup": False,
+                "dp": False,
+            },
+            "provisioning_type": THIN_PROVISIONED if unmaps else FULLY_PROVISIONED,
+        }
+    )
+    return built
+
+
+@dataclass(frozen=True, slots=True)
+class VpdPage:
+    """`build` gives the page from byte 4 on."""
+
+    code: int
+    name: str
+    build: Callable[[LogicalUnit, TargetPort], bytes]
+
+
+PAGES: Final[tuple[VpdPage, ...]] = (
+    VpdPage(0x00, "Supported VPD Pages", _supported_pages),
+    VpdPage(0x80, "Unit Serial Number", _unit_serial_number),
+    VpdPage(0x83, "Device Identification", _device_identification),
+    VpdPage(0x86, "Extended INQUIRY Data", _extended_inquiry),
+    VpdPage(0xB0, "Block Limits", _block_limits),
+    VpdPage(0xB1, "Block Device Characteristics", _block_device_characteristics),
+    VpdPage(0xB2, "Logical Block Provisioning", _logical_block_provisioning),
+)
+
+_BY_CODE: Final = {row.code: row for row in PAGES}
+
+
+def find(code: int) -> VpdPage | None:
+    return _BY_CODE.get(code)
+
+
+def build(page: VpdPage, unit: LogicalUnit, port: TargetPort) -> bytes:
+    """The whole page with its header."""
+    built: bytes = PAGE.build({"peripheral": DeviceType.DISK, "code": page.code, "data": page.build(unit, port)})
+    return built

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INQUIRY: standard data, every VPD page, and what is refused."""
+
+import pytest
+
+from vhost_scsi.scsi import sense, vpd
+from vhost_scsi.scsi.medium import Capabilities, Support
+from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
+
+
+def page(ok, lu, code, **given):
+    data = ok(lu, "INQUIRY", evpd=1, page_code=code, **given)
+    assert data[:2] == bytes([0, code])
+    assert int.from_bytes(data[2:4]) == len(data) - 4
+    return data
+
+
+def designators(data):
+    at, found = 4, {}
+    while at < len(data):
+        body = data[at + 4 : at + 4 + data[at + 3]]
+        found[data[at + 1] >> 4 & 3, data[at + 1] & 0xF] = (data[at] & 0xF, data[at] >> 4, data[at + 1] >> 7, body)
+        at += 4 + data[at + 3]
+    return found
+
+
+def test_standard_data(lu, ok):
+    data = ok(lu, "INQUIRY")
+    assert len(data) == 96
+    assert data[4] == 91
+    assert data[0] == 0
+    assert data[1] == 0
+    assert data[3] & 0x0F == 2
+    assert data[8:36] == b"VHOST   SCSI DISK       0001"
+
+
+def test_standard_data_names_the_standards(lu, ok):
+    data = ok(lu, "INQUIRY")
+    assert data[2] == 0x06
+    assert data[58:64].hex() == "00a0046004c0"
+    assert not any(data[64:74])
+
+
+def test_tagged_queueing_is_claimed(lu, ok):
+    assert ok(lu, "INQUIRY")[7] == 0x02
+
+
+def test_aca_is_not_claimed(lu, ok):
+    assert not ok(lu, "INQUIRY")[3] & 0x20
+
+
+def test_names_that_are_too_long_are_cut(make_lu, ok):
+    data = ok(make_lu(vendor="MUCH TOO LONG", product="Ü" * 20), "INQUIRY")
+    assert data[8:32] == b"MUCH TOO" + b"?" * 16
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 36, 95, 96, 0xFFFF])
+def test_data_end_at_the_allocation_length(lu, ok, length):
+    data = ok(lu, "INQUIRY", allocation_length=length)
+    assert data == ok(lu, "INQUIRY")[:length]
+
+
+def test_a_page_code_without_evpd_is_refused(lu, fails):
+    fails(lu, "INQUIRY", sense.INVALID_FIELD_IN_CDB, page_code=0x80, at=(2, 7))
+
+
+def test_an_unknown_page_is_refused(lu, fails):
+    fails(lu, "INQUIRY", sense.INVALID_FIELD_IN_CDB, evpd=1, page_code=0x8F, at=(2, 7))
+
+
+def test_cmddt_is_refused(lu, fails):
+    fails(lu, bytes.fromhex("120200006000"), sense.INVALID_FIELD_IN_CDB, at=(1, 1))
+
+
+def test_page_00_lists_exactly_the_pages_that_answer(lu, ok, fails):
+    listed = page(ok, lu, 0x00)[4:]
+    assert list(listed) == sorted(listed) == [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2]
+    for code in range(256):
+        if code in listed:
+            page(ok, lu, code)
+        else:
+            fails(lu, "INQUIRY", sense.INVALID_FIELD_IN_CDB, evpd=1, page_code=code)
+
+
+def test_serial_number_is_the_uuid(lu, ok):
+    assert page(ok, lu, 0x80)[4:] == lu.unit.definition.uuid.hex.encode()
+
+
+def test_device_identification_names_the_unit_by_its_uuid(lu, ok):
+    found = designators(page(ok, lu, 0x83))
+    assert found[0, 0xA] == (1, 0, 0, bytes([0x10, 0]) + lu.unit.definition.uuid.bytes)
+    assert found[0, 0x1] == (2, 0, 0, b"VHOST   " + lu.unit.definition.uuid.hex.encode())
+
+
+def test_device_identification_has_a_locally_assigned_naa_name(lu, ok):
+    code_set, _, _, name = designators(page(ok, lu, 0x83))[0, 0x3]
+    assert code_set == 1
+    assert len(name) == 8
+    assert name[0] >> 4 == 0x3
+    assert name == vpd.naa_locally_assigned(lu.unit.definition.uuid)
+
+
+def test_device_identification_names_the_target_port(lu, ok):
+    found = designators(page(ok, lu, 0x83))
+    assert found[1, 0x4][3] == bytes([0, 0, 0, 1])
+    assert found[1, 0x3][3] != found[0, 0x3][3]
+
+
+def test_an_iscsi_port_is_named_by_its_iscsi_name(lu, ok):
+    port = TargetPort("p", lu.port.uuid, 7, lambda: [0], iscsi_name="iqn.2026-01.example:d,t,0x0001")
+    itl = lu.attach(Nexus(InitiatorPort("i"), port))
+    code_set, protocol, piv, name = designators(page(ok, lu, 0x83, itl=itl))[1, 0x8]
+    assert (code_set, protocol, piv) == (3, 5, 1)
+    assert name.rstrip(b"\0") == b"iqn.2026-01.example:d,t,0x0001"
+    assert len(name) % 4 == 0
+    assert name.endswith(b"\0")
+
+
+def test_extended_inquiry_claims_the_task_attributes_that_work(lu, ok):
+    data = page(ok, lu, 0x86)
+    assert len(data) == 64
+    assert data[5] == 0x07
+    assert data[6] == 0x01
+    assert data[7] == 0x01
+
+
+def test_block_limits(lu, ok):
+    data = page(ok, lu, 0xB0)
+    assert len(data) == 64
+    assert data[4] == 1
+    assert data[5] == 255
+    assert int.from_bytes(data[6:8]) == 8
+    assert int.from_bytes(data[8:12]) == 0
+    assert int.from_bytes(data[12:16]) == 2048
+    assert int.from_bytes(data[20:24]) == 0xFFFFFFFF
+    assert int.from_bytes(data[24:28]) == 256
+    assert int.from_bytes(data[28:32]) == 8
+    assert int.from_bytes(data[32:36]) == 1 << 31
+    assert int.from_bytes(data[36:44]) == (4 << 30) // 512
+
+
+def test_block_limits_count_in_blocks(make_lu, ok):
+    data = page(ok, make_lu(block_size=4096, physical_block_exponent=0), 0xB0)
+    assert int.from_bytes(data[6:8]) == 1
+    assert int.from_bytes(data[12:16]) == 256
+    assert int.from_bytes(data[36:44]) == (4 << 30) // 4096
+
+
+def test_a_medium_without_unmap_claims_none(make_lu, ok):
+    lu = make_lu(capabilities=Capabilities())
+    assert not any(page(ok, lu, 0xB0)[20:36])
+    assert page(ok, lu, 0xB2)[4:8].hex() == "00000000"
+
+
+def test_a_thin_medium(lu, ok):
+    assert page(ok, lu, 0xB2)[4:8].hex() == "00e40200"
+
+
+def test_a_thin_medium_without_lbprz(make_lu, ok):
+    assert page(ok, make_lu(lbprz=False), 0xB2)[5] == 0xE0
+
+
+def test_no_granularity_is_claimed_when_the_store_gives_none(make_lu, ok):
+    assert not any(page(ok, make_lu(unmap_granularity=0), 0xB0)[28:36])
+
+
+@pytest.mark.parametrize(("rotational", "rate"), [(False, 1), (True, 0)])
+def test_medium_rotation_rate(make_lu, ok, rotational, rate):
+    data = page(ok, make_lu(rotational=rotational), 0xB1)
+    assert len(data) == 64
+    assert int.from_bytes(data[4:6]) == rate
+
+
+def test_emulated_unmap_counts_as_unmap(make_lu, ok):
+    lu = make_lu(capabilities=Capabilities(unmap=Support.EMULATED))
+    assert page(ok, lu, 0xB2)[5] & 0x80

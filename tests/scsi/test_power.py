@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""START STOP UNIT, and what a stopped unit does."""
+
+import pytest
+
+from vhost_scsi.scsi import sense, sense_data
+from vhost_scsi.scsi.commands import COMMANDS, MediaOp
+from vhost_scsi.scsi.gate import GateBit
+
+NOT_READY = sense.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED
+
+
+def test_stop_flushes_and_closes_the_gate(lu, ok):
+    ok(lu, "START STOP UNIT")
+    assert lu.medium.log == ["flush"]
+    assert lu.gate.bits & GateBit.NOT_READY
+    assert not lu.gate.bits & GateBit.HOLD
+
+
+def test_no_flush_is_honoured(lu, ok):
+    ok(lu, "START STOP UNIT", no_flush=1)
+    assert not lu.medium.log
+    assert lu.unit.stopped
+
+
+def test_a_stop_whose_flush_fails_has_not_happened(lu, fails, executes):
+    lu.medium.flush_failed = True
+    fails(lu, "START STOP UNIT", sense.WRITE_ERROR)
+    executes(lu, "READ(10)", lba=0, blocks=1)
+
+
+@pytest.mark.parametrize("row", [row for row in COMMANDS if row.media is not MediaOp.NONE], ids=lambda row: row.name)
+def test_a_stopped_unit_refuses_every_media_command_until_it_is_started(lu, ok, fails, executes, row):
+    ok(lu, "START STOP UNIT")
+    fails(lu, row.name, NOT_READY)
+    ok(lu, "START STOP UNIT", start=1, immed=1)
+    executes(lu, row.name)
+
+
+def test_start_opens_the_gate(lu, ok):
+    ok(lu, "START STOP UNIT")
+    ok(lu, "START STOP UNIT", start=1)
+    assert not lu.gate.bits & GateBit.NOT_READY
+
+
+def test_stopping_twice_is_no_error(lu, ok):
+    ok(lu, "START STOP UNIT")
+    ok(lu, "START STOP UNIT")
+    assert lu.medium.log == ["flush"]
+
+
+def test_a_stopped_unit_says_so_to_request_sense(lu, ok):
+    ok(lu, "START STOP UNIT")
+    assert sense_data.parse(ok(lu, "REQUEST SENSE")).code is NOT_READY
+
+
+def test_a_stopped_unit_answers_inquiry_and_mode_sense(lu, ok):
+    ok(lu, "START STOP UNIT")
+    ok(lu, "INQUIRY")
+    ok(lu, "MODE SENSE(6)", page_code=0x3F)
+
+
+@pytest.mark.parametrize(("byte_4", "bit"), [(0x10, 4), (0x02, 1), (0x32, 5)])
+def test_power_conditions_and_ejection_are_refused(lu, fails, byte_4, bit):
+    fails(lu, bytes([0x1B, 0, 0, 0, byte_4, 0]), sense.INVALID_FIELD_IN_CDB, at=(4, bit))
