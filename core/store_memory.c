@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A store in anonymous memory: sparse, gone with the process. Data are copied where the io is submitted; nothing waits, except that giving
+ * back very many pages at once is left to a helper thread.
+ */
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "store.h"
+
+enum { HUGE_PAGE = 2 << 20 };
+/*
+ * Address room kept free behind a store, so that it grows without moving: workers copy from base without a lock. Room costs nothing but
+ * addresses, because it is PROT_NONE until the store grows into it.
+ */
+static const uint64_t ROOM = 64ull << 30;
+/* Dropping pages costs some 0.1 us each: above this many bytes another thread does it. */
+static const uint64_t DROP_INLINE = 8u << 20;
+
+struct memory_store {
+	struct vs_store store;
+	uint8_t *base;
+	uint64_t room, page;
+	bool huge_pages;
+};
+
+static inline struct memory_store *memory_of(struct vs_store *s)
+{
+	return vs_container_of(s, struct memory_store, store);
+}
+
+static uint64_t round_up(uint64_t n, uint64_t unit)
+{
+	return (n + unit - 1) & ~(unit - 1);
+}
+
+/* Whole pages go back to the kernel and read as zeroes from then on; the edges are cleared by hand. */
+static int memory_drop(struct memory_store *m, uint64_t offset, uint64_t length)
+{
+	uint64_t end = offset + length;
+	uint64_t first = round_up(offset, m->page), last = end & ~(m->page - 1);
+
+	if (first >= last) {
+		memset(m->base + offset, 0, length);
+		return 0;
+	}
+	memset(m->base + offset, 0, first - offset);
+	memset(m->base + last, 0, end - last);
+	return madvise(m->base + first, last - first, MADV_DONTNEED) ? -errno : 0;
+}
+
+static void memory_drop_call(struct vs_op *op)
+{
+	struct vs_io *io = vs_container_of(op, struct vs_io, eng);
+
+	op->result = memory_drop(memory_of(io->store), io->offset, io->length);
+}
+
+static void memory_dropped(struct vs_worker *w, struct vs_op *op)
+{
+	struct vs_io *io = vs_container_of(op, struct vs_io, eng);
+
+	(void)w;
+	vs_io_end(io, vs_store_error_of_errno((int)-op->result, io->op));
+}
+
+static enum vs_submit memory_clear(struct memory_store *m, struct vs_io *io)
+{
+	if (io->length <= DROP_INLINE) {
+		io->err = vs_store_error_of_errno(-memory_drop(m, io->offset, io->length), io->op);
+		return VS_SUBMIT_DONE;
+	}
+	io->eng.kind = VS_OP_CALL;
+	io->eng.call = memory_drop_call;
+	io->eng.done = memory_dropped;
+	io->w->engine->submit(io->w, &io->eng);
+	return VS_SUBMIT_PENDING;
+}
+
+static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
+{
+	struct memory_store *m = memory_of(s);
+	uint8_t *data = m->base + io->offset;
+	const struct iovec *v = io->iov, *end = io->iov + io->niov;
+
+	switch (io->op) {
+	case VS_IO_READ:
+		for (; v < end; data += v->iov_len, v++)
+			memcpy(v->iov_base, data, v->iov_len);
+		return VS_SUBMIT_DONE;
+	case VS_IO_WRITE:
+		for (; v < end; data += v->iov_len, v++)
+			memcpy(data, v->iov_base, v->iov_len);
+		return VS_SUBMIT_DONE;
+	case VS_IO_UNMAP:
+	case VS_IO_ZERO:
+		return memory_clear(m, io);
+	default: /* FLUSH: there is nothing below */
+		return VS_SUBMIT_DONE;
+	}
+}
+
+/* Behind a fence. What lies beyond the end is inaccessible, and zeroes when the store grows over it again. */
+static int memory_resize(struct vs_store *s, uint64_t size)
+{
+	struct memory_store *m = memory_of(s);
+	uint64_t old = vs_store_size(s), mapped = round_up(old, m->page), wanted = round_up(size, m->page);
+
+	if (size == 0)
+		return -EINVAL;
+	if (size > m->room)
+		return -ENOMEM;
+	if (size < old) {
+		memset(m->base + size, 0, vs_min(wanted, old) - size);
+		if (wanted < mapped &&
+		    (madvise(m->base + wanted, mapped - wanted, MADV_DONTNEED) || mprotect(m->base + wanted, mapped - wanted, PROT_NONE)))
+			return -errno;
+	} else if (wanted > mapped) {
+		if (mprotect(m->base + mapped, wanted - mapped, PROT_READ | PROT_WRITE))
+			return -errno;
+		if (m->huge_pages)
+			madvise(m->base + mapped, wanted - mapped, MADV_HUGEPAGE);
+	}
+	__atomic_store_n(&s->info.size, size, __ATOMIC_RELAXED);
+	return 0;
+}
+
+static void memory_destroy(struct vs_store *s)
+{
+	struct memory_store *m = memory_of(s);
+
+	if (m->base)
+		munmap(m->base, m->room);
+	vs_store_fini(s);
+	free(m);
+}
+
+static const struct vs_store_ops memory_ops = {
+	.kind = "memory",
+	.submit = memory_submit,
+	.destroy = memory_destroy,
+	.resize = memory_resize,
+};
+
+/* Starts at a huge page; NULL when there is no room of that size. */
+static uint8_t *reserve(uint64_t room)
+{
+	uint8_t *raw, *base;
+
+	if (room > UINT64_MAX / 2)
+		return NULL;
+	raw = mmap(NULL, room + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (raw == MAP_FAILED)
+		return NULL;
+	base = (uint8_t *)round_up((uintptr_t)raw, HUGE_PAGE);
+	if (base > raw)
+		munmap(raw, (size_t)(base - raw));
+	munmap(base + room, (size_t)(raw + HUGE_PAGE - base));
+	return base;
+}
+
+int vs_store_memory(vs_core *core, uint64_t size, int huge_pages, vs_store **out, char *why, uint32_t why_size)
+{
+	struct memory_store *m;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), least;
+
+	if (size == 0 || size > INT64_MAX / 4)
+		return vs_store_why(why, why_size, EINVAL, "memory: a size of %llu bytes cannot be had", (unsigned long long)size);
+	m = calloc(1, sizeof(*m));
+	if (!m || vs_store_init(&m->store, core, &memory_ops, NULL)) {
+		free(m);
+		return vs_store_why(why, why_size, ENOMEM, "memory: out of memory");
+	}
+	m->page = page;
+	m->huge_pages = huge_pages != 0;
+	least = round_up(size, page);
+	m->room = round_up(vs_max(4 * size, ROOM), page);
+	m->base = reserve(m->room);
+	if (!m->base) { /* RLIMIT_AS: then it cannot grow */
+		m->room = least;
+		m->base = reserve(m->room);
+	}
+	if (!m->base || mprotect(m->base, least, PROT_READ | PROT_WRITE)) {
+		int err = errno;
+
+		memory_destroy(&m->store);
+		return vs_store_why(why, why_size, err, "memory: %llu bytes cannot be had: %s", (unsigned long long)size, strerror(err));
+	}
+	/* Advice: a kernel without huge pages serves small ones. */
+	if (huge_pages)
+		madvise(m->base, least, MADV_HUGEPAGE);
+	madvise(m->base, m->room, MADV_DONTDUMP);
+	m->store.info = (struct vs_store_info){
+		.size = size,
+		.io_align = 1,
+		.discard_granularity = (uint32_t)page,
+		.fua = VS_CAP_NATIVE,
+		.unmap = VS_CAP_NATIVE,
+		.zero = VS_CAP_NATIVE,
+		.unmapped_reads_zero = 1,
+	};
+	*out = &m->store;
+	return 0;
+}
