@@ -115,6 +115,13 @@ class Command:
     def field(self, name: str) -> Field | None:
         return next((field for field in self.fields if field.name == name), None)
 
+    def __getitem__(self, name: str) -> Field:
+        """The field of that name; KeyError when the command has none."""
+        field = self.field(name)
+        if field is None:
+            raise KeyError(f"{self.name} has no {name}")
+        return field
+
     def value(self, field: Field, cdb: bytes) -> int:
         """The field's value in a CDB of at least cdb_length bytes."""
         if field.mask:

@@ -38,16 +38,11 @@ class Request:
 
     def __getitem__(self, name: str) -> int:
         """The value of a CDB field, by the row's name for it."""
-        field = self.row.field(name)
-        if field is None:
-            raise KeyError(f"{self.row.name} has no {name}")
-        return self.row.value(field, self.task.cdb)
+        return self.row.value(self.row[name], self.task.cdb)
 
     def refuse(self, name: str) -> CheckCondition:
         """INVALID FIELD IN CDB, pointing at the field's first byte and most significant bit."""
-        field = self.row.field(name)
-        if field is None:
-            raise KeyError(f"{self.row.name} has no {name}")
+        field = self.row[name]
         top = (field.mask or self.row.usage[field.byte]).bit_length() - 1
         return sense.invalid_cdb_field(field.byte, top)
 
@@ -55,8 +50,7 @@ class Request:
         """The parameter list, as long as the CDB says; PARAMETER LIST LENGTH ERROR when the data-out is shorter."""
         length = self["parameter_list_length"]
         if len(self.task.data_out) < length:
-            field = self.row.field("parameter_list_length")
-            pointer = FieldPointer(True, field.byte) if field else None
+            pointer = FieldPointer(True, self.row["parameter_list_length"].byte)
             raise CheckCondition(sense.PARAMETER_LIST_LENGTH_ERROR, field=pointer)
         return self.task.data_out[:length]
 

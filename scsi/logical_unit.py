@@ -383,14 +383,15 @@ class LogicalUnit:
     def query_task_set(self, itl: ITL) -> bool:
         return any(task.itl is itl for task in self._tasks.tasks())
 
-    async def logical_unit_reset(self, cancel: Cancel | None = None) -> list[Task]:
-        """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, every nexus learns of it."""
+    async def logical_unit_reset(self, by: ITL | None = None, cancel: Cancel | None = None) -> list[Task]:
+        """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, every nexus learns of it, `by` too."""
         async with self._ended(None, lambda task: True, cancel) as tasks:
             async with self._alone:
                 try:
                     await self.set_mode(self.mode.all_defaults())
                 except CheckCondition:
-                    LOG.error("%s: reset leaves the write cache on, for its flush failed", self.definition.name)
+                    who = by.nexus.initiator.name if by else "the target"
+                    LOG.error("%s: reset by %s changes no mode page: the flush failed", self.definition.name, who)
             self.establish(sense.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
             return tasks
 

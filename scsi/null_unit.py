@@ -21,10 +21,7 @@ Answer = Callable[[Command, bytes, Nexus], bytes]
 
 
 def _value(row: Command, name: str, cdb: bytes) -> int:
-    field = row.field(name)
-    if field is None:
-        raise KeyError(f"{row.name} has no {name}")
-    return row.value(field, cdb)
+    return row.value(row[name], cdb)
 
 
 def _report_luns(row: Command, cdb: bytes, nexus: Nexus) -> bytes:

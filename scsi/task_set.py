@@ -17,7 +17,9 @@ from vhost_scsi.scsi.nexus import ITL
 from vhost_scsi.scsi.task import Aborted, Outcome, Task, TaskAttribute
 
 NACA: Final = 0x04
-CONTROL_BYTES: Final = (1, 5, 9, 11, 15)
+VARIABLE_LENGTH: Final = 0x7F
+GROUP_LENGTH: Final = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}
+"""SPC-5 4.2.5.1: the CDB length by the operation code's group"""
 
 Done = Callable[[Outcome], None]
 
@@ -42,11 +44,16 @@ class Entry:
 
 
 def closes_ordered(task: Task) -> bool:
-    """C closes the ORDERED gate when such a task arrives. NACA is looked for wherever a CONTROL byte may stand: a task
-    too many only opens a gate that is open."""
-    return task.attribute is not TaskAttribute.SIMPLE or any(
-        task.cdb[at] & NACA for at in CONTROL_BYTES if at < len(task.cdb)
-    )
+    """C closes the ORDERED gate when such a task arrives: any attribute but SIMPLE, or NACA=1."""
+    return task.attribute is not TaskAttribute.SIMPLE or bool(_control(task.cdb) & NACA)
+
+
+def _control(cdb: bytes) -> int:
+    """SAM-5 5.2: the CONTROL byte is the last one, or byte 1 of a variable-length CDB."""
+    if not cdb:
+        return 0
+    at = 1 if cdb[0] == VARIABLE_LENGTH else GROUP_LENGTH.get(cdb[0] >> 5, 0) - 1
+    return cdb[at] if 0 <= at < len(cdb) else 0
 
 
 class Owner(Protocol):

@@ -146,9 +146,33 @@ def test_the_aca_attribute_is_refused_and_the_gate_opens(script, lu):
     assert ("open", GateBit.ORDERED) in lu.gate.history
 
 
-def test_naca_is_refused_and_the_gate_opens(lu, fails):
-    fails(lu, bytes.fromhex("000000000004"), sense.INVALID_FIELD_IN_CDB, at=(5, 2))
+@pytest.mark.parametrize(
+    ("cdb", "code"),
+    [
+        ("000000000004", sense.INVALID_FIELD_IN_CDB),
+        ("28000000000000000004", sense.INVALID_FIELD_IN_CDB),
+        ("7f04", sense.INVALID_COMMAND_OPERATION_CODE),
+    ],
+)
+def test_naca_is_refused_and_the_gate_opens(lu, fails, cdb, code):
+    fails(lu, bytes.fromhex(cdb), code)
     assert ("open", GateBit.ORDERED) in lu.gate.history
+
+
+def test_without_naca_the_ordered_gate_is_not_touched(lu, fails):
+    fails(lu, b"", sense.INVALID_COMMAND_OPERATION_CODE)
+    fails(lu, b"\x28", sense.INVALID_FIELD_IN_CDB)
+    fails(lu, b"\xc1" + b"\x04" * 15, sense.INVALID_COMMAND_OPERATION_CODE)
+    assert ("open", GateBit.ORDERED) not in lu.gate.history
+
+
+def test_an_end_or_a_fence_of_a_task_that_is_gone_changes_nothing(script, lu):
+    script.submit("ordered", ORDERED)
+    script.submit("simple")
+    script.submit("mode", command="INQUIRY")
+    lu.unit.finished(script.tasks["simple"])
+    assert script.started == ["ordered"]
+    assert len(lu.unit.tasks()) == 3
 
 
 def test_order_holds_across_nexuses(script, lu):
@@ -391,8 +415,9 @@ def test_a_reset_keeps_the_write_cache_when_the_flush_fails(make_lu, caplog):
     on = bytes.fromhex("00000000" + "0812040000000000000000000000000000000000")
     script.submit("on", command="MODE SELECT(6)", pf=1, parameter_list_length=len(on), data_out=on)
     lu.medium.flush_failed = True
-    lu.run(lu.unit.logical_unit_reset())
+    lu.run(lu.unit.logical_unit_reset(lu.itl))
     assert lu.unit.write_cache
+    assert "reset by guest" in caplog.text
     assert "flush failed" in caplog.text
 
 
