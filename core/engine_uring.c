@@ -154,8 +154,8 @@ static bool slot_step(struct uring *e, struct vs_slot *slot)
 		return false;
 	if (s->armed) {
 		/*
-		 * Not POLL_REMOVE: that gives up with -EALREADY while an event waits to be posted, and a guest that kicks without pause could
-		 * put off the removal for ever. This marks the poll, which then ends whatever else it has to say.
+		 * Not POLL_REMOVE: that gives up with -EALREADY while an event waits to be posted, so that whoever kicks fast enough decides
+		 * how long a removal takes. This marks the poll, which then ends whatever else it has to say.
 		 */
 		io_uring_prep_cancel64(sqe, slot_data(slot, TAG_SOURCE), 0);
 		sqe->user_data = slot_data(slot, TAG_CANCEL);

@@ -27,6 +27,8 @@
 
 #define MS 1000000ull
 
+extern const struct vs_engine_ops vs_engine_uring_refusing; /* uring_refusing.c */
+
 static const struct vs_engine_ops *engine;
 static struct vs_worker *w;
 
@@ -948,5 +950,7 @@ int main(void)
 	}
 	CHECK(open_descriptors(false) == before);
 	suite(&vs_engine_uring);
+	printf("  and over a kernel that refuses\n");
+	suite(&vs_engine_uring_refusing);
 	return 0;
 }
