@@ -153,11 +153,10 @@ void shot_send(struct rig *rig, struct shot *s, uint32_t worker)
 	vs_worker_send(&rig->core->workers[worker], &s->msg);
 }
 
-void shot_cancel(struct rig *rig, struct shot *s)
+void shot_cancel(struct rig *rig, struct shot *s, uint32_t worker)
 {
-	(void)rig;
 	s->cancel_msg.run = shot_cancel_run;
-	vs_worker_send(s->io.w, &s->cancel_msg);
+	vs_worker_send(&rig->core->workers[worker], &s->cancel_msg);
 }
 
 int32_t shot_wait(struct rig *rig, struct shot *s)

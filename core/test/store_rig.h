@@ -40,7 +40,7 @@ void shot_set(struct shot *s, struct vs_store *store, uint8_t op, uint8_t flags,
 /* Cuts the shot's one iovec at random into n, some of them empty; every piece a multiple of unit. */
 void shot_cut(struct shot *s, struct iovec *iov, int n, uint64_t unit);
 void shot_send(struct rig *rig, struct shot *s, uint32_t worker);
-void shot_cancel(struct rig *rig, struct shot *s);
+void shot_cancel(struct rig *rig, struct shot *s, uint32_t worker); /* the worker that it was sent to */
 /* Until it has ended; takes care of every other shot and Python store meanwhile. */
 int32_t shot_wait(struct rig *rig, struct shot *s);
 /* Takes what has arrived, waits at most timeout_ms for something. */

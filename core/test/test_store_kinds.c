@@ -457,8 +457,7 @@ static void test_delay(void)
 		if (!shot.cancel) {
 			usleep(2000);
 			CHECK(!shot.ended);
-			shot.io.w = &rig.core->workers[1];
-			shot_cancel(&rig, &shot);
+			shot_cancel(&rig, &shot, 1);
 		}
 		CHECK_EQ(shot_wait(&rig, &shot), VS_ERR_ABORTED);
 		CHECK(vs_now_ns() - start < 20000000000ull);
