@@ -112,4 +112,4 @@ demo: build ## boot a real Debian from our back end and look into its queues
 
 .PHONY: clean
 clean: ## remove what was built; .venv and .cache stay
-	rm -rf build dist core/gen vhost_scsi/_core.*.so vhost_scsi/_core.c vhost_scsi.egg-info $(STAMPS)/build
+	rm -rf build dist core/gen vhost_scsi/_core.*.so vhost_scsi/_core.c vhost_scsi/_core.pyi vhost_scsi.egg-info $(STAMPS)/build

@@ -8,6 +8,7 @@ compiler starts.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -61,5 +62,15 @@ def make_ffi() -> FFI:
     return ffi
 
 
+def write_stub() -> None:
+    """Generate vhost_scsi/_core.pyi. By path: the package is not importable while it is being built."""
+    spec = importlib.util.spec_from_file_location("stub", Path(__file__).with_name("stub.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write(ROOT / "core" / "api.h", ROOT / "vhost_scsi" / "_core.pyi")
+
+
 write_tables()
+write_stub()
 ffibuilder = make_ffi()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A port: what one transport end (a virtio-scsi device, later an iSCSI portal group or an adapter) shows of the target.
+
+A virtio-scsi device has up to 256 targets of its own; each is a SCSI target port with one initiator behind it, and so
+has one I_T nexus. What the transport does with its LUN map is told to it through `on_luns`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid5
+
+from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi.dataplane import Core, Gate
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
+from vhost_scsi.target.unit import Unit
+
+if TYPE_CHECKING:
+    from vhost_scsi.target.target import Target
+
+LOG: Final = logging.getLogger("vhost_scsi.control")
+PORT_NAMESPACE: Final = UUID("3c4d7b0a-6d0f-5b43-9a55-0f5f6e2f1b7c")
+TARGETS: Final = 256
+LUNS: Final = 16384
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedLun:
+    """A logical unit at one place of a port: the I_T_L nexus in both planes."""
+
+    target_id: int
+    lun: int
+    unit: Unit
+    itl: ITL
+    handle: CData
+    cookie: int
+    gate: Gate
+
+
+class Port:
+    """Made by `Target.add_port`. `cookie` names it in the data plane."""
+
+    def __init__(self, target: Target, name: str, number: int) -> None:
+        self.name: Final = name
+        self.cookie: Final = target.core.cookie()
+        self._target = target
+        self._number = number
+        self._mapped: dict[tuple[int, int], MappedLun] = {}
+        self._nexuses: dict[int, Nexus] = {}
+        self.on_luns: Callable[[], Awaitable[None]] | None = None
+        """the transport's: publish `luns` to the data plane; returns when the old map is not used any more"""
+
+    @property
+    def core(self) -> Core:
+        return self._target.core
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def luns(self) -> list[MappedLun]:
+        """In the order of target and LUN."""
+        return [self._mapped[place] for place in sorted(self._mapped)]
+
+    def at(self, target_id: int, lun: int) -> MappedLun | None:
+        return self._mapped.get((target_id, lun))
+
+    def nexus(self, target_id: int) -> Nexus:
+        """The I_T nexus of this port's initiator and one of its targets."""
+        if target_id not in self._nexuses:
+            initiator = InitiatorPort(f"{self.name}:{target_id}")
+            uuid = uuid5(PORT_NAMESPACE, f"{self.name}:{target_id}")
+            relative = (self._number * TARGETS + target_id) % 0xFFFF + 1
+
+            def luns() -> list[int]:
+                return [mapped.lun for mapped in self.luns if mapped.target_id == target_id]
+
+            port = TargetPort(f"{self.name}:{target_id}", uuid, relative, luns)
+            self._nexuses[target_id] = Nexus(initiator, port)
+        return self._nexuses[target_id]
+
+    async def map(self, target_id: int, lun: int, unit: Unit) -> MappedLun:
+        """Shows the unit at target:LUN. Raises ConfigError for a place that is taken or does not exist."""
+        if not 0 <= target_id < TARGETS or not 0 <= lun < LUNS:
+            raise ConfigError(
+                f"port {self.name}: there is no place {target_id}:{lun}; targets go to {TARGETS - 1}, LUNs to {LUNS - 1}"
+            )
+        if (target_id, lun) in self._mapped:
+            raise ConfigError(f"port {self.name}: {target_id}:{lun} is taken by {self._mapped[target_id, lun].unit.name}")
+        cookie = self.core.cookie()
+        out = ffi.new("vs_nexus **")
+        err = lib.vs_nexus_create(self.core.handle, unit.handle, cookie, out)
+        if err:
+            raise MemoryError(f"port {self.name}: no memory for a nexus (error {-err})")
+        gate = self.core.gate(unit.handle, out[0])
+        itl = unit.logical_unit.attach(self.nexus(target_id), gate)
+        mapped = MappedLun(target_id, lun, unit, itl, out[0], cookie, gate)
+        self._mapped[target_id, lun] = mapped
+        self._target.nexus_added(mapped)
+        if self.on_luns is not None:
+            await self.on_luns()
+        return mapped
+
+    async def unmap(self, target_id: int, lun: int) -> None:
+        """Takes the unit away; returns when its tasks of this nexus have ended."""
+        mapped = self._mapped.pop((target_id, lun))
+        if self.on_luns is not None:
+            await self.on_luns()
+        await mapped.unit.logical_unit.detach(mapped.itl, self._target.canceller(mapped.unit, nexus=mapped))
+        await self.core.quiesce(lib.vs_nexus_pins(mapped.handle), mapped)
+        self._target.nexus_removed(mapped)
+        mapped.gate.gone = True
+        lib.vs_nexus_destroy(mapped.handle)
+
+    async def nexus_lost(self) -> None:
+        """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks."""
+        for mapped in self.luns:
+            unit = mapped.unit
+            unit.abort_response = lib.VS_RESP_RESET
+            try:
+                await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(unit, nexus=mapped))
+            finally:
+                unit.abort_response = lib.VS_RESP_ABORTED

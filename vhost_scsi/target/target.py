@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target: all logical units and ports of one process, and the place where each task that reached Python is given to
+the logical unit it is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from vhost_scsi._core import lib
+from vhost_scsi.dataplane import Core, PyTask
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
+from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
+from vhost_scsi.stores import Store
+from vhost_scsi.target import tmf
+from vhost_scsi.target.port import MappedLun, Port
+from vhost_scsi.target.tmf import TaskManagementFunction
+from vhost_scsi.target.unit import LuSpec, Unit
+
+
+class Target:
+    """All calls come from the loop's thread. One target for one core."""
+
+    def __init__(self, core: Core) -> None:
+        self.core: Final = core
+        self.units: Final[dict[str, Unit]] = {}
+        self.ports: Final[dict[str, Port]] = {}
+        self._ports_by_cookie: Final[dict[int, Port]] = {}
+        self._mapped: Final[dict[int, MappedLun]] = {}
+        core.on_task(self._decide)
+
+    # ---- building --------------------------------------------------------------------------------------------------
+
+    async def add_lu(self, spec: LuSpec, store: Store) -> Unit:
+        """Takes the store over. Raises ConfigError (the store is then still the caller's)."""
+        if spec.name in self.units:
+            raise ConfigError(f"logical unit {spec.name} is there already")
+        unit = Unit(self.core, spec, store)
+        self.units[spec.name] = unit
+        return unit
+
+    def add_port(self, name: str) -> Port:
+        if name in self.ports:
+            raise ConfigError(f"port {name} is there already")
+        port = Port(self, name, len(self.ports))
+        self.ports[name] = port
+        self._ports_by_cookie[port.cookie] = port
+        return port
+
+    async def close(self) -> None:
+        """Unmaps and destroys everything; transports have stopped."""
+        for port in self.ports.values():
+            for mapped in port.luns:
+                await port.unmap(mapped.target_id, mapped.lun)
+        for unit in list(self.units.values()):
+            await unit.close()
+        self.units.clear()
+        self.ports.clear()
+        self._ports_by_cookie.clear()
+
+    def nexus_added(self, mapped: MappedLun) -> None:
+        self._mapped[mapped.cookie] = mapped
+
+    def nexus_removed(self, mapped: MappedLun) -> None:
+        del self._mapped[mapped.cookie]
+
+    # ---- tasks -----------------------------------------------------------------------------------------------------
+
+    def _decide(self, task: PyTask) -> None:
+        if not task.nexus:
+            self._answer_without_unit(task)
+            return
+        mapped = self._mapped[task.nexus]
+        scsi_task = Task(
+            mapped.itl,
+            task.tag,
+            TaskAttribute(task.attribute),
+            task.cdb,
+            task.data_out,
+            task.in_length,
+            task.out_length,
+        )
+        lu = mapped.unit.logical_unit
+
+        def done(outcome: Outcome) -> None:
+            self._answer(task, mapped.unit, outcome, lambda: lu.finished(scsi_task))
+
+        lu.submit(scsi_task, done)
+
+    def _answer(self, task: PyTask, unit: Unit, outcome: Outcome, finished: Callable[[], None]) -> None:
+        answers = self.core.answers
+        if isinstance(outcome, Complete):
+            answers.complete(task, outcome.status, outcome.sense, outcome.data_in)
+        elif isinstance(outcome, Execute):
+            answers.execute(task, self.core.on_done(lambda status: finished()) if outcome.notify else 0)
+        elif isinstance(outcome, Aborted):
+            answers.aborted(task, unit.abort_response)
+        self.core.flush_soon()
+
+    def _answer_without_unit(self, task: PyTask) -> None:
+        port = self._ports_by_cookie.get(task.port)
+        if port is None:
+            self.core.answers.respond(task, lib.VS_RESP_TARGET_FAILURE)
+            return
+        nexus = port.nexus(task.target)
+        unit = report_luns_unit if task.lun_kind == lib.VS_LUN_REPORT_LUNS else absent_unit
+        outcome = unit(task.cdb, nexus)
+        self.core.answers.complete(task, outcome.status, outcome.sense, outcome.data_in)
+
+    # ---- task management -------------------------------------------------------------------------------------------
+
+    def canceller(self, unit: Unit, *, nexus: MappedLun | None = None) -> Callable[[], Awaitable[object]]:
+        return tmf.canceller(self.core, unit, nexus=nexus)
+
+    async def task_management(
+        self, port: Port, function: TaskManagementFunction, target_id: int, lun: int, tag: int = 0
+    ) -> ServiceResponse:
+        """Returns when the function is complete: every task it ended has been answered."""
+        return await tmf.run(self.core, port, function, target_id, lun, tag)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task management on the tasks of both planes (SAM-5 7): which logical unit's function is called, and how C is asked to
+end or to look for what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from vhost_scsi._core import ffi, lib
+from vhost_scsi.scsi.task import ServiceResponse
+
+if TYPE_CHECKING:
+    from vhost_scsi.dataplane import Core
+    from vhost_scsi.target.port import MappedLun, Port
+    from vhost_scsi.target.unit import Unit
+
+
+class TaskManagementFunction(Enum):
+    """SAM-5 7.1."""
+
+    ABORT_TASK = auto()
+    ABORT_TASK_SET = auto()
+    CLEAR_ACA = auto()
+    CLEAR_TASK_SET = auto()
+    I_T_NEXUS_RESET = auto()
+    LOGICAL_UNIT_RESET = auto()
+    QUERY_TASK = auto()
+    QUERY_TASK_SET = auto()
+
+
+async def post(core: Core, unit: Unit, action: int, *, nexus: MappedLun | None = None, tag: int | None = None) -> int:
+    """Asks every worker; returns how many tasks matched, when those that were aborted have ended."""
+    tmf = ffi.new("struct vs_tmf *")
+    tmf.lu = unit.handle
+    tmf.match = lib.VS_TMF_LU
+    tmf.action = action
+    tmf.response = unit.abort_response
+    if nexus is not None:
+        tmf.nexus = nexus.handle
+        tmf.match |= lib.VS_TMF_NEXUS
+    if tag is not None:
+        tmf.tag = tag
+        tmf.match |= lib.VS_TMF_TAG
+
+    def send(cookie: int) -> None:
+        tmf.cookie = cookie
+        lib.vs_tmf_post(core.handle, tmf)
+
+    return sum(reply.aux for reply in await core.each_worker(send))
+
+
+def canceller(
+    core: Core, unit: Unit, *, nexus: MappedLun | None = None, tag: int | None = None
+) -> Callable[[], Awaitable[object]]:
+    """What the SCSI core calls to end the tasks that C holds."""
+
+    async def cancel() -> int:
+        return await post(core, unit, lib.VS_TMF_ABORT, nexus=nexus, tag=tag)
+
+    return cancel
+
+
+async def run(
+    core: Core, port: Port, function: TaskManagementFunction, target_id: int, lun: int, tag: int
+) -> ServiceResponse:
+    """Carries the function out; returns when every task that it ends has been answered and touches nothing any more."""
+    mapped = port.at(target_id, lun)
+    if function is TaskManagementFunction.I_T_NEXUS_RESET:
+        return await _nexus_reset(port, target_id)
+    if mapped is None:
+        return ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER
+    unit, itl, lu = mapped.unit, mapped.itl, mapped.unit.logical_unit
+    match function:
+        case TaskManagementFunction.ABORT_TASK:
+            await lu.abort_task(itl, tag, canceller(core, unit, nexus=mapped, tag=tag))
+        case TaskManagementFunction.ABORT_TASK_SET:
+            await lu.abort_task_set(itl, canceller(core, unit, nexus=mapped))
+        case TaskManagementFunction.CLEAR_TASK_SET:
+            await lu.clear_task_set(itl, canceller(core, unit))
+        case TaskManagementFunction.LOGICAL_UNIT_RESET:
+            await _reset(unit, lambda: lu.logical_unit_reset(canceller(core, unit)))
+        case TaskManagementFunction.QUERY_TASK:
+            found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag)
+            return _found(found > 0 or lu.query_task(itl, tag))
+        case TaskManagementFunction.QUERY_TASK_SET:
+            found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped)
+            return _found(found > 0 or lu.query_task_set(itl))
+        case _:
+            # CLEAR ACA: no ACA condition is ever in effect here (NORMACA=0).
+            return ServiceResponse.FUNCTION_REJECTED
+    return ServiceResponse.FUNCTION_COMPLETE
+
+
+def _found(found: bool) -> ServiceResponse:
+    return ServiceResponse.FUNCTION_SUCCEEDED if found else ServiceResponse.FUNCTION_COMPLETE
+
+
+async def _reset(unit: Unit, work: Callable[[], Awaitable[object]]) -> None:
+    unit.abort_response = lib.VS_RESP_RESET
+    try:
+        await work()
+    finally:
+        unit.abort_response = lib.VS_RESP_ABORTED
+
+
+async def _nexus_reset(port: Port, target_id: int) -> ServiceResponse:
+    mapped = [each for each in port.luns if each.target_id == target_id]
+    if not mapped:
+        return ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER
+    for each in mapped:
+        unit, lu, itl = each.unit, each.unit.logical_unit, each.itl
+        cancel = canceller(port.core, unit, nexus=each)
+        await _reset(unit, lambda lu=lu, itl=itl, cancel=cancel: lu.nexus_lost(itl, cancel))  # type: ignore[misc]
+    return ServiceResponse.FUNCTION_COMPLETE

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One logical unit: the SCSI core's object, the data plane's object, and the store below both.
+
+It is defined once and mapped many times. What it decides is `scsi.logical_unit`'s affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi.dataplane import Core, Gate
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi import limits, sense
+from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
+from vhost_scsi.scsi.medium import Capabilities, Support
+from vhost_scsi.scsi.sense import CheckCondition
+from vhost_scsi.stores import Store
+
+
+@dataclass(frozen=True, slots=True)
+class LuSpec:
+    """What a user says of a logical unit. `block_size` in bytes, a power of two from 512 on; `write_cache` is WCE's
+    default."""
+
+    name: str
+    uuid: UUID
+    block_size: int = 512
+    write_cache: bool = True
+    read_only: bool = False
+    rotational: bool | None = None
+    physical_block_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LuStats:
+    reads: int
+    writes: int
+    flushes: int
+    unmaps: int
+    others: int
+    read_bytes: int
+    write_bytes: int
+    escalated: int
+    failed: int
+
+
+class StoreMedium:
+    """`scsi.medium.Medium` over a store and the data plane's logical unit."""
+
+    def __init__(self, core: Core, spec: LuSpec, store: Store) -> None:
+        self._core = core
+        self._spec = spec
+        self.store: Final = store
+        self._write_cache = True
+        self._descriptor_sense = False
+        self.lu: CData | None = None
+
+    def _info(self) -> Any:
+        info = ffi.new("struct vs_store_info *")
+        lib.vs_store_info(self.store.handle, info)
+        return info
+
+    @property
+    def block_size(self) -> int:
+        return self._spec.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self._info().size) // self._spec.block_size
+
+    @property
+    def read_only(self) -> bool:
+        return self._spec.read_only or bool(self._info().read_only)
+
+    @property
+    def rotational(self) -> bool:
+        return bool(self._info().rotational) if self._spec.rotational is None else self._spec.rotational
+
+    @property
+    def capabilities(self) -> Capabilities:
+        info = self._info()
+        return Capabilities(unmap=Support(info.unmap), zero=Support(info.zero), fua=Support(info.fua))
+
+    @property
+    def lbprz(self) -> bool:
+        return bool(self._info().unmapped_reads_zero)
+
+    @property
+    def physical_block_exponent(self) -> int:
+        size = self._spec.physical_block_size or max(self._spec.block_size, self._info().optimal_io or 0)
+        exponent = (size // self._spec.block_size).bit_length() - 1
+        return min(max(exponent, 0), 15)
+
+    @property
+    def unmap_granularity(self) -> int:
+        return int(self._info().discard_granularity) // self._spec.block_size
+
+    @property
+    def flush_failed(self) -> bool:
+        return bool(self._info().failed)
+
+    async def flush(self) -> None:
+        reply = await self._core.message(
+            lambda cookie: lib.vs_store_submit_control(
+                self._core.handle, self.store.handle, 0, lib.VS_IO_FLUSH, 0, 0, 0, ffi.NULL, cookie
+            )
+        )
+        if reply.err:
+            raise CheckCondition(sense.WRITE_ERROR)
+
+    def set_write_cache(self, enabled: bool) -> None:
+        self._write_cache = enabled
+        self.apply()
+
+    def set_descriptor_sense(self, enabled: bool) -> None:
+        self._descriptor_sense = enabled
+        self.apply()
+
+    def params(self, cookie: int = 0) -> Any:
+        """What C must know of the unit now."""
+        out = ffi.new("struct vs_lu_params *")
+        out.num_blocks = self.num_blocks
+        out.cookie = cookie
+        out.block_size = self.block_size
+        out.max_unmap_blocks = limits.UNMAP_BLOCKS
+        out.max_unmap_descriptors = limits.UNMAP_DESCRIPTORS
+        out.max_write_same_blocks = min(limits.WRITE_SAME_BYTES // self.block_size, 0xFFFFFFFF)
+        out.write_cache = self._write_cache
+        out.descriptor_sense = self._descriptor_sense
+        out.unmap = self.capabilities.unmap is not Support.NONE
+        return out
+
+    def apply(self) -> None:
+        if self.lu is not None:
+            lib.vs_lu_update(self.lu, self.params())
+
+
+class Unit:
+    """A logical unit of a target. Made by `Target.add_lu`."""
+
+    def __init__(self, core: Core, spec: LuSpec, store: Store) -> None:
+        self.spec: Final = spec
+        self.store: Final = store
+        self._core = core
+        medium = StoreMedium(core, spec, store)
+        _check_size(spec, store, medium)
+        self.cookie: Final = core.cookie()
+        out = ffi.new("vs_lu **")
+        err = lib.vs_lu_create(core.handle, medium.params(self.cookie), store.handle, out)
+        if err:
+            raise ConfigError(f"logical unit {spec.name}: the data plane refuses it (error {-err})")
+        self.handle: Final[CData] = out[0]
+        medium.lu = self.handle
+        self.gate: Final[Gate] = core.gate(self.handle)
+        definition = LuDefinition(spec.name, spec.uuid, write_cache=spec.write_cache)
+        self.logical_unit: Final = LogicalUnit(definition, medium, self.gate)
+        self.abort_response = lib.VS_RESP_ABORTED
+        """how the transport is told of tasks that a task management function ends"""
+        core.listen(lib.VS_UP_STORE_FAILED, self.cookie, self._store_failed)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def uuid(self) -> UUID:
+        return self.spec.uuid
+
+    @property
+    def block_size(self) -> int:
+        return self.logical_unit.medium.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        return self.logical_unit.medium.num_blocks
+
+    @property
+    def read_only(self) -> bool:
+        return self.logical_unit.write_protected
+
+    def stats(self) -> LuStats:
+        out: Any = ffi.new("struct vs_lu_stats *")
+        lib.vs_lu_stats(self.handle, out)
+        return LuStats(*(getattr(out, name) for name in LuStats.__dataclass_fields__))
+
+    def _store_failed(self, up: Any) -> None:
+        self._core.log.error(
+            "logical unit %s: a flush failed; writes since the last good one may be lost, and every flush fails from "
+            "here on until the unit is opened again",
+            self.name,
+        )
+
+    async def close(self) -> None:
+        """Nothing is mapped any more: ends what is left and destroys the unit and its store."""
+        await self._core.quiesce(lib.vs_lu_pins(self.handle), self)
+        if not self.store.info.read_only and not self.logical_unit.medium.flush_failed:
+            try:
+                await self.logical_unit.medium.flush()
+            except CheckCondition:
+                self._core.log.error("logical unit %s: the last flush failed", self.name)
+        self.gate.gone = True
+        self._core.unlisten(lib.VS_UP_STORE_FAILED, self.cookie)
+        lib.vs_lu_destroy(self.handle)
+        self.store.close()
+
+
+def _check_size(spec: LuSpec, store: Store, medium: StoreMedium) -> None:
+    size = store.info.size
+    if spec.block_size < 512 or spec.block_size & (spec.block_size - 1) or spec.block_size > 1 << 20:
+        raise ConfigError(
+            f"logical unit {spec.name}: block size {spec.block_size} is not a power of two from 512 to 1048576"
+        )
+    if size % spec.block_size:
+        raise ConfigError(
+            f"logical unit {spec.name}: size {size} is not a multiple of the block size {spec.block_size}; "
+            "resize the image or choose another block_size"
+        )
+    if not size:
+        raise ConfigError(f"logical unit {spec.name}: the store is empty")

@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtio-scsi device behind a vhost-user connection: starts and stops rings in the data plane as the session says,
+keeps the memory map, and answers the control queue.
+
+It implements `session.Device`. Requests never come here: C takes them from the rings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi.dataplane import Core
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.target import Port
+from vhost_scsi.virtqueue.layout import RingAddresses
+from vhost_scsi.virtqueue.memory import FileMemory, FileRegion
+from vhost_scsi.virtqueue.walker import Positions, RingSnapshot, walk
+from vhost_scsi.vhost_user import control_queue
+from vhost_scsi.vhost_user.features import Feature, feature_names
+from vhost_scsi.vhost_user.log_limit import LimitedLog
+from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
+from vhost_scsi.vhost_user.rules import ProtocolError, Rule
+
+LOG: Final = logging.getLogger("vhost_scsi.data")
+MAX_MEM_SLOTS: Final = 509
+DEFAULT_CREDIT: Final = 128
+"""tasks of one device that Python decides at a time"""
+CONTROL, EVENT, FIRST_REQUEST = 0, 1, 2
+OFFERED: Final = (
+    Feature.SCSI_HOTPLUG
+    | Feature.SCSI_CHANGE
+    | Feature.INDIRECT_DESC
+    | Feature.EVENT_IDX
+    | Feature.VERSION_1
+    | Feature.ANY_LAYOUT
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One queue as it stands. Indices are the device's own: modulo 65536."""
+
+    index: int
+    name: str
+    started: bool
+    enabled: bool
+    broken: bool
+    stalled: bool
+    error: str | None
+    size: int
+    layout: str
+    features: list[str]
+    worker: int
+    last_avail: int
+    used_idx: int
+    in_flight: int
+    requests: int
+    kicks: int
+    interrupts: int
+    interrupts_suppressed: int
+    batches: int
+    max_batch: int
+    errors: int
+
+
+@dataclass(slots=True)
+class _Ring:
+    """What the front end has said of one ring. Descriptors here are the device's; the data plane gets duplicates."""
+
+    num: int = 0
+    addr: VringAddr | None = None
+    base: int = 0
+    kick: int | None = None
+    armed: bool = False
+    call: int | None = None
+    err: int | None = None
+    enabled: bool = False
+    running: bool = False
+    addresses: RingAddresses | None = None
+
+
+@dataclass(slots=True)
+class _Map:
+    """One memory map in the data plane, and its regions with descriptors of our own."""
+
+    handle: CData
+    regions: list[MemoryRegion] = field(default_factory=list)
+
+
+def _duplicate(fd: int | None) -> int:
+    return -1 if fd is None else os.dup(fd)
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
+
+
+class VirtioScsiDevice:
+    """One device. `workers`: request queues are dealt out to these in turn. `num_queues` counts all queues."""
+
+    def __init__(
+        self,
+        core: Core,
+        port: Port,
+        *,
+        num_queues: int = 3,
+        workers: Sequence[int] = (0,),
+        cdb_size: int = 32,
+        sense_size: int = 96,
+        credit: int = DEFAULT_CREDIT,
+    ) -> None:
+        self._core = core
+        self.port: Final = port
+        self.num_queues: Final = num_queues
+        self.max_mem_slots: Final = MAX_MEM_SLOTS
+        self.features: Final = int(OFFERED)
+        self.status = 0
+        self.connected = False
+        self._workers = tuple(workers)
+        params = ffi.new("struct vs_vdev_params *")
+        params.cookie = port.cookie
+        params.num_queues = num_queues
+        params.cdb_size = cdb_size
+        params.sense_size = sense_size
+        params.credit = credit
+        out = ffi.new("vs_vdev **")
+        err = lib.vs_vdev_create(core.handle, params, out)
+        if err:
+            raise ConfigError(
+                f"port {port.name}: {num_queues} queues, CDB size {cdb_size}, sense size {sense_size}: not possible"
+            )
+        self.handle: Final[CData] = out[0]
+        self._acked = 0
+        self._rings = [_Ring() for _ in range(num_queues)]
+        self._map: _Map | None = None
+        self._channel: socket.socket | None = None
+        self._pending: set[asyncio.Future[Any]] = set()
+        self._starting: dict[int, asyncio.Future[None]] = {}
+        self._log = LimitedLog(LOG)
+        self._control = control_queue.ControlQueue(core, port)
+        core.listen(lib.VS_UP_CTRL, port.cookie, lambda up: self._control.arrived(up.ctrl))
+        core.listen(lib.VS_UP_QUEUE_ERROR, port.cookie, self._queue_error)
+        port.on_luns = self.publish_luns
+
+    async def close(self) -> None:
+        """The server is closed: nothing runs any more."""
+        await self.disconnected()
+        await self._control.idle()
+        self._core.unlisten(lib.VS_UP_CTRL, self.port.cookie)
+        self._core.unlisten(lib.VS_UP_QUEUE_ERROR, self.port.cookie)
+        self.port.on_luns = None
+        lib.vs_vdev_destroy(self.handle)
+
+    async def publish_luns(self) -> None:
+        """The port's LUNs become the device's; returns when no worker uses the old map."""
+        mapped = self.port.luns
+        entries = ffi.new("struct vs_lun_entry[]", max(len(mapped), 1))
+        for i, each in enumerate(mapped):
+            entries[i].nexus = each.handle
+            entries[i].target = each.target_id
+            entries[i].lun = each.lun
+        await self._core.message(lambda cookie: lib.vs_vdev_set_luns(self.handle, entries, len(mapped), cookie))
+
+    # ---- features --------------------------------------------------------------------------------------------------
+
+    def set_features(self, features: int) -> None:
+        self._acked = features
+
+    def _ring_features(self) -> int:
+        ring = 0
+        if self._acked & Feature.EVENT_IDX:
+            ring |= lib.VS_RING_EVENT_IDX
+        if self._acked & Feature.INDIRECT_DESC:
+            ring |= lib.VS_RING_INDIRECT
+        if self._acked & Feature.VERSION_1:
+            ring |= lib.VS_RING_VERSION_1
+        return ring
+
+    # ---- memory ----------------------------------------------------------------------------------------------------
+
+    async def set_mem_table(self, regions: Sequence[MemoryRegion]) -> None:
+        await self._replace_map(list(regions), taken=list(regions))
+
+    async def add_mem_region(self, region: MemoryRegion) -> None:
+        await self._replace_map([*self._regions(), region], taken=[region])
+
+    async def remove_mem_region(self, region: MemoryRegion) -> None:
+        left = [each for each in self._regions() if each.guest_addr != region.guest_addr]
+        await self._replace_map(left, taken=[])
+        if region.fd >= 0:
+            os.close(region.fd)
+
+    def _regions(self) -> list[MemoryRegion]:
+        return self._map.regions if self._map else []
+
+    async def _replace_map(self, regions: list[MemoryRegion], taken: list[MemoryRegion]) -> None:
+        """`taken`: those whose descriptors become ours if this succeeds."""
+        new = self._create_map(regions)
+        old, self._map = self._map, new
+        kept = {region.fd for region in regions}
+        for index, ring in enumerate(self._rings):
+            if ring.running:
+                await self._remap(index, new.handle)
+        if old is not None:
+            await self._core.quiesce(lib.vs_memmap_pins(old.handle), old)
+            lib.vs_memmap_destroy(old.handle)
+            for region in old.regions:
+                if region.fd not in kept:
+                    os.close(region.fd)
+        for index in range(self.num_queues):
+            await self._try_start(index)
+
+    def _create_map(self, regions: list[MemoryRegion]) -> _Map:
+        table = ffi.new("struct vs_region[]", max(len(regions), 1))
+        for i, region in enumerate(regions):
+            table[i].guest_addr = region.guest_addr
+            table[i].size = region.size
+            table[i].user_addr = region.user_addr
+            table[i].mmap_offset = region.mmap_offset
+            table[i].fd = region.fd
+        out = ffi.new("vs_memmap **")
+        base = self._map.handle if self._map else ffi.NULL
+        err = lib.vs_memmap_create(self._core.handle, table, len(regions), base, self.port.cookie, out)
+        if err:
+            raise OSError(-err, f"cannot map guest memory: {os.strerror(-err)}")
+        return _Map(out[0], regions)
+
+    async def _remap(self, index: int, handle: CData) -> None:
+        reply = await self._core.message(lambda cookie: lib.vs_queue_set_map(self.handle, index, handle, cookie))
+        if reply.err:
+            # The ring is not inside the new memory: it rests until memory comes in which it is.
+            await self._stop(index)
+            self._rings[index].armed = True
+
+    # ---- rings -----------------------------------------------------------------------------------------------------
+
+    def set_vring_num(self, index: int, num: int) -> None:
+        self._stopped(index).num = num
+
+    def set_vring_addr(self, index: int, addr: VringAddr) -> None:
+        self._stopped(index).addr = addr
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        self._stopped(index).base = base
+
+    def _stopped(self, index: int) -> _Ring:
+        ring = self._rings[index]
+        if ring.running:
+            raise ProtocolError(Rule.RING_STARTED, f"ring {index} runs")
+        return ring
+
+    def set_vring_kick(self, index: int, fd: int | None) -> None:
+        ring = self._rings[index]
+        if fd is not None:
+            os.set_blocking(fd, False)
+        _close(ring.kick)
+        ring.kick, ring.armed = fd, True
+        if ring.running:
+            self._tell(lambda cookie: lib.vs_queue_set_kick(self.handle, index, _duplicate(fd), cookie))
+        else:
+            self._start_soon(index)
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        ring = self._rings[index]
+        if fd is not None:
+            os.set_blocking(fd, False)
+        _close(ring.call)
+        ring.call = fd
+        if ring.running:
+            self._tell(lambda cookie: lib.vs_queue_set_call(self.handle, index, _duplicate(fd), cookie))
+
+    def set_vring_err(self, index: int, fd: int | None) -> None:
+        ring = self._rings[index]
+        if fd is not None:
+            os.set_blocking(fd, False)
+        _close(ring.err)
+        ring.err = fd
+        if ring.running:
+            self._tell(lambda cookie: lib.vs_queue_set_err(self.handle, index, _duplicate(fd), cookie))
+
+    async def set_vring_enable(self, index: int, enabled: bool) -> None:
+        ring = self._rings[index]
+        ring.enabled = enabled
+        await self._settle(index)
+        if ring.running:
+            await self._core.message(lambda cookie: lib.vs_queue_enable(self.handle, index, int(enabled), cookie))
+        else:
+            await self._try_start(index)
+
+    async def get_vring_base(self, index: int) -> int:
+        await self._settle(index)
+        ring = self._rings[index]
+        ring.armed = False
+        _close(ring.kick)
+        ring.kick = None
+        if ring.running:
+            await self._stop(index)
+        return ring.base
+
+    async def reset_device(self) -> None:
+        await self._stop_all()
+        for ring in self._rings:
+            ring.num, ring.addr, ring.base = 0, None, 0
+            ring.enabled = ring.armed = False
+            _close(ring.kick)
+            ring.kick = None
+        self.status = 0
+        await self.port.nexus_lost()
+
+    # A message that needs no answer of ours is still carried out in the order it was sent: the data plane's inbox keeps
+    # the order of one thread. Only a start has to be waited for, because it decides whether the ring runs.
+
+    def _tell(self, send: Any) -> None:
+        task = asyncio.ensure_future(self._core.message(send))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    def _start_soon(self, index: int) -> None:
+        self._starting[index] = asyncio.ensure_future(self._try_start(index))
+
+    async def _settle(self, index: int) -> None:
+        starting = self._starting.pop(index, None)
+        if starting is not None:
+            await starting
+
+    async def _try_start(self, index: int) -> None:
+        """Starts the ring if everything is there: size, addresses, a kick, and memory in which it lies."""
+        ring = self._rings[index]
+        if ring.running or not ring.armed or ring.addr is None or not ring.num or self._map is None:
+            return
+        addresses = self._guest_addresses(ring)
+        if addresses is None:
+            return
+        params = ffi.new("struct vs_queue_params *")
+        params.desc, params.avail, params.used = ring.addr.desc, ring.addr.avail, ring.addr.used
+        params.size, params.base = ring.num, ring.base
+        params.features = self._ring_features()
+        params.worker = self._worker_of(index)
+        params.kick_fd = _duplicate(ring.kick)
+        params.call_fd = _duplicate(ring.call)
+        params.err_fd = _duplicate(ring.err)
+        params.enabled = ring.enabled
+        ring.running = True
+        enabled = ring.enabled
+        reply = await self._core.message(
+            lambda cookie: lib.vs_queue_start(self.handle, index, params, self._require_map(), cookie)
+        )
+        if reply.err:
+            ring.running = False
+            self._say(index, "cannot start", -reply.err)
+            return
+        ring.addresses = addresses
+        if ring.enabled != enabled:
+            await self._core.message(lambda cookie: lib.vs_queue_enable(self.handle, index, int(ring.enabled), cookie))
+
+    def _require_map(self) -> CData:
+        if self._map is None:
+            raise ProtocolError(Rule.RING_NOT_MAPPED, "there is no memory")
+        return self._map.handle
+
+    def _worker_of(self, index: int) -> int:
+        return self._workers[max(index - FIRST_REQUEST, 0) % len(self._workers)]
+
+    async def _stop(self, index: int) -> None:
+        ring = self._rings[index]
+        reply = await self._core.message(lambda cookie: lib.vs_queue_stop(self.handle, index, cookie))
+        ring.running = False
+        ring.base = reply.aux
+        ring.addresses = None
+
+    async def _stop_all(self) -> None:
+        for index in range(self.num_queues):
+            await self._settle(index)
+        running = [index for index, ring in enumerate(self._rings) if ring.running]
+        await asyncio.gather(*(self._stop(index) for index in running))
+
+    # ---- the rest of the session's calls ---------------------------------------------------------------------------
+
+    def set_backend_channel(self, channel: socket.socket | None) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+
+    async def disconnected(self) -> None:
+        """The front end is gone, however it went. The device is as new for the next one."""
+        await self._stop_all()
+        await self.port.nexus_lost()
+        old, self._map = self._map, None
+        if old is not None:
+            await self._core.quiesce(lib.vs_memmap_pins(old.handle), old)
+            lib.vs_memmap_destroy(old.handle)
+            for region in old.regions:
+                os.close(region.fd)
+        for ring in self._rings:
+            for fd in (ring.kick, ring.call, ring.err):
+                _close(fd)
+        self._rings = [_Ring() for _ in range(self.num_queues)]
+        self.set_backend_channel(None)
+        self._acked = self.status = 0
+
+    # ---- errors and inspection -------------------------------------------------------------------------------------
+
+    def _queue_error(self, up: Any) -> None:
+        self._say(up.aux, "stopped", -up.err)
+
+    def _say(self, index: int, what: str, rule: int) -> None:
+        name = rule_name(rule)
+        self._log.say(
+            logging.WARNING, name, f"port {self.port.name}: {queue_name(index)} {what}: the driver broke {name}"
+        )
+
+    def _guest_addresses(self, ring: _Ring) -> RingAddresses | None:
+        """The ring's parts as guest-physical addresses; None where one is not in the memory we have."""
+        if ring.addr is None:
+            return None
+        found = [self._guest_address(user) for user in (ring.addr.desc, ring.addr.avail, ring.addr.used)]
+        desc, avail, used = found
+        if desc is None or avail is None or used is None:
+            return None
+        return RingAddresses(ring.num, desc, avail, used)
+
+    def _guest_address(self, user: int) -> int | None:
+        for region in self._regions():
+            if region.user_addr <= user < region.user_addr + region.size:
+                return region.guest_addr + user - region.user_addr
+        return None
+
+    def queue_status(self) -> list[QueueStatus]:
+        return [self._one_status(index) for index in range(self.num_queues)]
+
+    def _one_status(self, index: int) -> QueueStatus:
+        info: Any = ffi.new("struct vs_queue_info *")
+        lib.vs_queue_info(self.handle, index, info)
+        return QueueStatus(
+            index=index,
+            name=queue_name(index),
+            started=bool(info.started),
+            enabled=bool(info.enabled),
+            broken=bool(info.broken),
+            stalled=bool(info.stalled),
+            error=rule_name(-info.error) if info.error else None,
+            size=info.size,
+            layout="split",
+            features=feature_names(self._acked),
+            worker=info.worker,
+            last_avail=info.last_avail,
+            used_idx=info.used_idx,
+            in_flight=info.in_flight,
+            requests=info.requests,
+            kicks=info.kicks,
+            interrupts=info.interrupts,
+            interrupts_suppressed=info.interrupts_suppressed,
+            batches=info.batches,
+            max_batch=info.max_batch,
+            errors=info.errors,
+        )
+
+    def walk(self, index: int, in_flight: Sequence[int] = ()) -> RingSnapshot | None:
+        """Reads the ring from the guest's memory by itself; None while it does not run."""
+        ring = self._rings[index]
+        if not ring.running or ring.addresses is None:
+            return None
+        memory = FileMemory(
+            FileRegion(region.guest_addr, region.size, region.fd, region.mmap_offset) for region in self._regions()
+        )
+        status = self._one_status(index)
+        return walk(
+            memory,
+            ring.addresses,
+            event_idx=bool(self._acked & Feature.EVENT_IDX),
+            indirect=bool(self._acked & Feature.INDIRECT_DESC),
+            positions=Positions(last_avail_idx=status.last_avail, in_flight=list(in_flight)),
+        )
+
+
+def queue_name(index: int) -> str:
+    return {CONTROL: "control", EVENT: "event"}.get(index, f"request {index - FIRST_REQUEST}")
+
+
+def rule_name(rule: int) -> str:
+    return ffi.string(lib.vs_ring_rule_name(rule)).decode()
