@@ -50,8 +50,9 @@ def line() -> Iterator[Line]:
     before = fd_count()
     each = Line()
     yield each
+    assert fd_count() == before + 2, "descriptors of a message were left open"
     each.close()
-    assert fd_count() == before, "descriptors leaked"
+    assert fd_count() == before
 
 
 def many(count: int) -> list[int]:

@@ -233,6 +233,13 @@ def test_a_back_end_channel_must_be_a_stream_socket(negotiated: Frontend, eventf
         refused(Rule.CHANNEL_KIND, negotiated, Request.SET_BACKEND_REQ_FD, fds=[datagrams.fileno()])
 
 
+def test_a_channel_the_device_does_not_take_is_closed(backend: Any, negotiated: Frontend) -> None:
+    backend.device.fail["set_backend_channel"] = OSError(12, "Cannot allocate memory")
+    with pytest.raises(RequestRefused):
+        negotiated.set_backend_channel()
+    assert backend.device.last("set_backend_channel")[1].fileno() == -1
+
+
 # Memory
 
 
@@ -409,8 +416,8 @@ END = USER + (1 << 20)
     [
         VringAddr(0, END, USER, USER),
         VringAddr(0, END - 16 * 63, USER, USER),
-        VringAddr(0, USER, END - 8 * 64, USER),
-        VringAddr(0, USER, USER, END - 2 * 64),
+        VringAddr(0, USER, END - 516, USER),
+        VringAddr(0, USER, USER, END - 132),
         VringAddr(0, USER - 16, USER, USER),
         VringAddr(0, 0, 0, 0),
     ],
@@ -425,9 +432,20 @@ def test_a_ring_outside_memory_cannot_be_armed(
     assert "set_vring_kick" not in backend.device.names()
 
 
-def test_a_ring_that_ends_with_memory_can_be_armed(backend: Any, negotiated: Frontend, memory: SharedMemory) -> None:
+@pytest.mark.parametrize(
+    "addr",
+    [
+        VringAddr(0, END - 16 * 64, USER, USER + PAGE),
+        VringAddr(0, USER, END - 520, USER + PAGE),
+        VringAddr(0, USER, USER + PAGE, END - 134),
+    ],
+)
+def test_a_ring_that_ends_with_memory_can_be_armed(
+    backend: Any, negotiated: Frontend, memory: SharedMemory, addr: VringAddr
+) -> None:
+    """64 entries: 1024 bytes of descriptors, 518 of used ring, 134 of available ring."""
     negotiated.set_mem_table([memory.region])
-    negotiated.setup_vring(0, 64, VringAddr(0, END - 16 * 64, USER, USER + PAGE))
+    negotiated.setup_vring(0, 64, addr)
     assert "set_vring_kick" in backend.device.names()
 
 

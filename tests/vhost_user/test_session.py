@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from typing import Any
@@ -20,8 +21,9 @@ from vhost_scsi.vhost_user.messages import (
     Request,
     VringAddr,
     VringState,
+    pack_header,
 )
-from vhost_scsi.vhost_user.session import OFFERED
+from vhost_scsi.vhost_user.session import OFFERED, Session
 
 USER = 0x7F00_0000_0000
 ADDR = VringAddr(0, USER, USER + 0x3000, USER + 0x2000)
@@ -292,6 +294,29 @@ def test_reset_forgets_where_rings_were(backend: Any, negotiated: Frontend, memo
     assert backend.device.names()[-1] == "set_vring_kick"
 
 
+def test_a_stop_forgets_where_the_ring_was(backend: Any, negotiated: Frontend, memory: SharedMemory) -> None:
+    negotiated.set_mem_table([memory.region])
+    negotiated.setup_vring(0, 64, ADDR)
+    negotiated.stop_vring(0)
+    negotiated.set_mem_table([MemoryRegion(0, memory.region.size, USER + (1 << 40), 0, memory.fd)])
+    kick = os.eventfd(0)
+    negotiated.set_notifier(Request.SET_VRING_KICK, 0, kick)
+    os.close(kick)
+    assert backend.device.names()[-1] == "set_vring_kick"
+
+
+def test_a_region_may_come_back_after_it_was_removed(backend: Any, negotiated: Frontend, memory: SharedMemory) -> None:
+    for _ in range(2):
+        negotiated.add_mem_region(memory.region)
+        negotiated.remove_mem_region(memory.region)
+    assert backend.device.names().count("remove_mem_region") == 2
+
+
+def test_a_region_may_end_with_the_address_space(backend: Any, negotiated: Frontend, memory: SharedMemory) -> None:
+    negotiated.set_mem_table([MemoryRegion((1 << 64) - 0x1000, 0x1000, (1 << 64) - 0x1000, 0, memory.fd)])
+    assert len(backend.device.regions) == 1
+
+
 def test_status_is_kept_by_the_device(backend: Any, negotiated: Frontend) -> None:
     negotiated.set_status(0x0F)
     assert negotiated.get_status() == 0x0F
@@ -300,6 +325,7 @@ def test_status_is_kept_by_the_device(backend: Any, negotiated: Frontend) -> Non
 def test_the_back_end_channel_reaches_the_device(backend: Any, negotiated: Frontend) -> None:
     ours = negotiated.set_backend_channel()
     assert isinstance(backend.device.channel, socket.socket)
+    assert not backend.device.channel.getblocking()
     backend.device.channel.send(b"x")
     assert ours.recv(1) == b"x"
     ours.close()
@@ -321,3 +347,30 @@ def test_the_next_connection_starts_with_nothing(backend: Any, memory: SharedMem
         second.send(Request.SET_OWNER, need_reply=True)  # not acknowledged: REPLY_ACK went with the first
         assert second.get_queue_num() == 6
         assert backend.device.regions == []
+
+
+def test_between_any_two_messages_the_loop_serves_others() -> None:
+    messages, turns = 200, 0
+
+    async def scenario() -> None:
+        nonlocal turns
+        peer, ours = socket.socketpair()
+        peer.sendall(pack_header(Request.SET_OWNER, 1, 0) * messages)
+        peer.shutdown(socket.SHUT_WR)
+        serving = asyncio.create_task(Session(StillDevice()).run(ours))
+        while not serving.done():
+            await asyncio.sleep(0)
+            turns += 1
+        peer.close()
+
+    asyncio.run(scenario())
+    assert turns >= messages
+
+
+class StillDevice:
+    """Of a Device only what a connection that asks for nothing needs."""
+
+    num_queues = 1
+
+    async def disconnected(self) -> None:
+        pass

@@ -165,7 +165,7 @@ class Session:
             try:
                 reply = await self._serve(row, frame)
             except ProtocolError as error:
-                answer = self._refusal(row, error, frame.needs_reply and (acks_before or self._acks))
+                answer = self._refusal(row, error, frame.needs_reply and acks_before)
                 if answer is None and error.rule.closes is not Closes.NEVER and row is not None and row.changes_state:
                     self._warn("unanswered", f"{row.request.name} cannot be refused by a reply; closing the connection")
                     return False
