@@ -49,7 +49,6 @@ virtio_pci
 virtio_scsi
 virtio_blk
 sym53c8xx
-ahci
 sd_mod
 ext4
 EOF
@@ -62,7 +61,6 @@ chroot "$1" passwd -d root >/dev/null
 echo debian-guest >"$1/etc/hostname"
 printf '127.0.0.1 localhost debian-guest\n' >"$1/etc/hosts"
 printf 'UUID=ROOT_UUID / ext4 errors=remount-ro 0 1\n' >"$1/etc/fstab"
-printf '6d2f0c6d1f5e4f6d9b1a52f3a7c0e1d4\n' >"$1/etc/machine-id"
 printf 'Debian guest of the test suite\n' >"$1/etc/motd"
 rm -f "$1/etc/update-motd.d/10-uname"
 mkdir -p "$1/etc/systemd/journald.conf.d" "$1/etc/systemd/system.conf.d" "$1/boot/efi" "$1/etc/apt"
@@ -71,11 +69,38 @@ printf '[Manager]\nDefaultTimeoutStartSec=300s\nDefaultTimeoutStopSec=60s\n' >"$
 ln -sf /dev/null "$1/etc/systemd/system/getty@tty1.service"
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
     fstrim.timer systemd-firstboot.service systemd-pstore.service systemd-update-utmp-runlevel.service \
-    systemd-update-utmp.service systemd-binfmt.service systemd-timesyncd.service systemd-networkd.service; do
+    systemd-update-utmp.service systemd-binfmt.service systemd-timesyncd.service systemd-networkd.service \
+    getty-static.service systemd-machine-id-commit.service systemd-sysusers.service systemd-modules-load.service \
+    modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service modprobe@fuse.service \
+    modprobe@loop.service modprobe@efi_pstore.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount \
+    sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount; do
     ln -sf /dev/null "$1/etc/systemd/system/$unit"
 done
+# Found by the CPU's or the chip set's name and of no use here: loading them takes seconds under TCG.
+for module in kvm_amd kvm_intel aesni_intel ghash_clmulni_intel crct10dif_pclmul crc32_pclmul sha512_ssse3 \
+    sha256_ssse3 sha1_ssse3 polyval_clmulni i2c_i801 lpc_ich iTCO_wdt pcspkr powernow_k8 acpi_cpufreq qemu_fw_cfg \
+    joydev psmouse evdev button; do
+    echo "blacklist $module"
+done >"$1/etc/modprobe.d/guest.conf"
+# Debian's own unit waits until udev has seen the port, which is the last thing that coldplug gets to.
 mkdir -p "$1/etc/systemd/system/getty.target.wants"
-ln -sf /lib/systemd/system/serial-getty@.service \
+cat >"$1/etc/systemd/system/serial-getty@ttyS0.service" <<'EOF'
+[Unit]
+Description=Login on the serial port
+After=systemd-user-sessions.service
+[Service]
+ExecStart=-/sbin/agetty -o '-p -- \\u' --keep-baud 115200 ttyS0 vt220
+Type=idle
+Restart=always
+UtmpIdentifier=ttyS0
+StandardInput=tty
+StandardOutput=tty
+TTYPath=/dev/ttyS0
+TTYReset=yes
+TTYVHangup=yes
+SendSIGHUP=yes
+EOF
+ln -sf /etc/systemd/system/serial-getty@ttyS0.service \
     "$1/etc/systemd/system/getty.target.wants/serial-getty@ttyS0.service"
 """.replace("ROOT_UUID", ROOT_UUID)
 

@@ -57,7 +57,7 @@ set gfxpayload=text
 set timeout=0
 set default=0
 menuentry Debian {{
-    linux /vmlinuz root=UUID={ROOT_UUID} ro console=ttyS0,115200 quiet net.ifnames=0 panic=-1
+    linux /vmlinuz root=UUID={ROOT_UUID} ro console=ttyS0,115200 quiet panic=-1 systemd.machine_id={ROOT_UUID.replace("-", "")}
     initrd /initrd.img
 }}
 """

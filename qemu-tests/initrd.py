@@ -25,8 +25,8 @@ LOADED = ("virtio_pci", "virtio_scsi", "sd_mod", "sg")
 
 PROGRAMS = (
     "usr/bin/dash", "usr/bin/busybox", "usr/bin/sg_*", "usr/bin/lsscsi", "usr/bin/lsblk", "usr/bin/dd",
-    "usr/bin/findmnt", "usr/sbin/blkdiscard", "usr/sbin/blockdev", "usr/sbin/fstrim", "usr/sbin/mke2fs",
-    "usr/sbin/e2fsck", "usr/sbin/blkid",
+    "usr/bin/findmnt", "usr/bin/mount", "usr/bin/umount", "usr/sbin/blkdiscard", "usr/sbin/blockdev",
+    "usr/sbin/fstrim", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/blkid",
 )  # fmt: skip
 
 # dash, not busybox's shell: it leaves line editing and echo to the terminal, so a script can talk to it.
