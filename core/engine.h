@@ -32,7 +32,7 @@ struct vs_slots {
 };
 void vs_slots_init(struct vs_slots *slots);
 void vs_slots_fini(struct vs_slots *slots);
-/* -EBADF, -EPERM (a file that cannot be polled), -EBUSY (in an engine already), -ENOMEM. */
+/* -EBUSY (in an engine already), -ENOMEM. */
 int vs_slots_take(struct vs_slots *slots, struct vs_source *s);
 void vs_slots_release(struct vs_slots *slots, struct vs_slot *slot);
 struct vs_slot *vs_slots_find(const struct vs_slots *slots, uint32_t index, uint32_t generation); /* NULL: stale */

@@ -4,7 +4,6 @@
  * its way when a source was removed finds nothing. Slots are never freed before the engine ends. It is not an engine: it does no I/O.
  */
 #include <stdlib.h>
-#include <sys/stat.h>
 
 #include "engine.h"
 
@@ -46,15 +45,9 @@ static struct vs_slot *slot_new(struct vs_slots *slots)
 int vs_slots_take(struct vs_slots *slots, struct vs_source *s)
 {
 	struct vs_slot *slot = slots->free;
-	struct stat st;
 
 	if (s->slot)
 		return -EBUSY;
-	/* io_uring finds a bad descriptor only later, and takes a regular file for always ready; epoll refuses both at once. Be the same. */
-	if (fstat(s->fd, &st) < 0)
-		return -errno;
-	if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode))
-		return -EPERM;
 	if (slot)
 		slots->free = slot->next;
 	else if (!(slot = slot_new(slots)))

@@ -179,11 +179,29 @@ static void slot_advance(struct uring *e, struct vs_slot *slot)
 	e->todo_tail = &slot->next;
 }
 
+/*
+ * io_uring finds a bad descriptor only later, and takes a file that cannot be polled (a regular one, /dev/zero) for always ready: a front end
+ * that sends one as its kick would keep the worker busy. epoll refuses both at once, so ask it.
+ */
+static int pollable(int fd)
+{
+	struct epoll_event event = { .events = 0 };
+	int epoll = epoll_create1(EPOLL_CLOEXEC), err;
+
+	if (epoll < 0)
+		return -errno;
+	err = epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+	close(epoll);
+	return err;
+}
+
 static int uring_source_add(struct vs_worker *w, struct vs_source *s)
 {
 	struct uring *e = uring_of(w);
-	int err = vs_slots_take(&e->slots, s);
+	int err = s->slot ? -EBUSY : pollable(s->fd);
 
+	if (!err)
+		err = vs_slots_take(&e->slots, s);
 	if (!err)
 		slot_advance(e, s->slot);
 	return err;

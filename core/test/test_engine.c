@@ -374,6 +374,12 @@ static void bad_sources(void)
 	CHECK(engine->source_add(w, &s) == -EPERM);
 	CHECK(!s.slot);
 	close(fd);
+	/* Always readable: it would keep the worker busy for ever. */
+	s.fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	CHECK(s.fd >= 0);
+	CHECK(engine->source_add(w, &s) == -EPERM);
+	CHECK(!s.slot);
+	close(s.fd);
 }
 
 static void fini_lets_go_of_sources(void)
