@@ -65,7 +65,8 @@ def make_ffi() -> FFI:
 def write_stub() -> None:
     """Generate vhost_scsi/_core.pyi. By path: the package is not importable while it is being built."""
     spec = importlib.util.spec_from_file_location("stub", Path(__file__).with_name("stub.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.write(ROOT / "core" / "api.h", ROOT / "vhost_scsi" / "_core.pyi")

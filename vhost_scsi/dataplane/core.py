@@ -13,12 +13,15 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane.gate import Gate
 from vhost_scsi.dataplane.tasks import Answers, PyTask, task_from
 from vhost_scsi.errors import ConfigError, VhostScsiError
+
+if TYPE_CHECKING:
+    from vhost_scsi._core import CData
 
 LOG: Final = logging.getLogger("vhost_scsi.data")
 BATCH: Final = 64
@@ -48,7 +51,7 @@ class EngineUnavailable(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class CoreOptions:
-    """`spin_us`: how long a worker looks for more work before it sleeps. `io_threads`: epoll engine, for each worker."""
+    """`spin_us`: how long a worker looks for more work before it sleeps; `io_threads`: of the epoll engine, a worker."""
 
     workers: int = 1
     engine: Engine = "auto"

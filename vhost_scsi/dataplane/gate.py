@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhost_scsi._core import CData, lib
+from vhost_scsi._core import lib
 
 if TYPE_CHECKING:
+    from vhost_scsi._core import CData
     from vhost_scsi.dataplane.core import Core
 
 

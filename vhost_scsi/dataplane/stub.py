@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes `vhost_scsi/_core.pyi` from core/api.h, so that the names of the C interface are declared once and still typed.
+"""Writes `vhost_scsi/_core.pyi` from core/api.h: the names of the C interface are declared once and still typed.
 
 Run by the build only. It reads the same restricted C that cffi reads: prototypes, enums, structs. Pointers and structs
 are `CData` in Python; numbers are int; `const char *` results are CData too (`ffi.string` reads them).

@@ -8,9 +8,12 @@ call into C hands a whole batch back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi._core import ffi, lib
+
+if TYPE_CHECKING:
+    from vhost_scsi._core import CData
 
 SENSE_MAX: Final = lib.VS_SENSE_MAX
 

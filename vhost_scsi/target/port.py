@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid5
 
-from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
 from vhost_scsi.target.unit import Unit
 
 if TYPE_CHECKING:
+    from vhost_scsi._core import CData
     from vhost_scsi.target.target import Target
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
@@ -88,10 +89,12 @@ class Port:
         """Shows the unit at target:LUN. Raises ConfigError for a place that is taken or does not exist."""
         if not 0 <= target_id < TARGETS or not 0 <= lun < LUNS:
             raise ConfigError(
-                f"port {self.name}: there is no place {target_id}:{lun}; targets go to {TARGETS - 1}, LUNs to {LUNS - 1}"
+                f"port {self.name}: no place {target_id}:{lun}: targets go to {TARGETS - 1}, LUNs to {LUNS - 1}"
             )
         if (target_id, lun) in self._mapped:
-            raise ConfigError(f"port {self.name}: {target_id}:{lun} is taken by {self._mapped[target_id, lun].unit.name}")
+            raise ConfigError(
+                f"port {self.name}: {target_id}:{lun} is taken by {self._mapped[target_id, lun].unit.name}"
+            )
         cookie = self.core.cookie()
         out = ffi.new("vs_nexus **")
         err = lib.vs_nexus_create(self.core.handle, unit.handle, cookie, out)

@@ -7,10 +7,10 @@ It is defined once and mapped many times. What it decides is `scsi.logical_unit`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi import limits, sense
@@ -18,6 +18,9 @@ from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
 from vhost_scsi.scsi.medium import Capabilities, Support
 from vhost_scsi.scsi.sense import CheckCondition
 from vhost_scsi.stores import Store
+
+if TYPE_CHECKING:
+    from vhost_scsi._core import CData
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core
 from vhost_scsi.scsi.task import ServiceResponse
 from vhost_scsi.target import Port, TaskManagementFunction
@@ -25,6 +25,9 @@ from vhost_scsi.virtqueue.virtio_scsi import (
     WireError,
     decode_lun,
 )
+
+if TYPE_CHECKING:
+    from vhost_scsi._core import CData
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
 

@@ -13,20 +13,23 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vhost_scsi._core import CData, ffi, lib
+from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.target import Port
-from vhost_scsi.virtqueue.layout import RingAddresses
-from vhost_scsi.virtqueue.memory import FileMemory, FileRegion
-from vhost_scsi.virtqueue.walker import Positions, RingSnapshot, walk
 from vhost_scsi.vhost_user import control_queue
 from vhost_scsi.vhost_user.features import Feature, feature_names
 from vhost_scsi.vhost_user.log_limit import LimitedLog
 from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
 from vhost_scsi.vhost_user.rules import ProtocolError, Rule
+from vhost_scsi.virtqueue.layout import RingAddresses
+from vhost_scsi.virtqueue.memory import FileMemory, FileRegion
+from vhost_scsi.virtqueue.walker import Positions, RingSnapshot, walk
+
+if TYPE_CHECKING:
+    from vhost_scsi._core import CData
 
 LOG: Final = logging.getLogger("vhost_scsi.data")
 MAX_MEM_SLOTS: Final = 509
@@ -86,7 +89,7 @@ class _Ring:
     addresses: RingAddresses | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Map:
     """One memory map in the data plane, and its regions with descriptors of our own."""
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole virtio-scsi initiator over a vhost-user socket: front end, guest memory and driver in one object.
+
+What QEMU and a guest's driver do together, in one process: for scripts, tests and benches that send commands to a back
+end without a virtual machine. Synchronous; one connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+from vhost_scsi.vhost_user.features import Feature
+from vhost_scsi.vhost_user.frontend import Frontend, Vring
+from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
+from vhost_scsi.virtqueue.memory import GuestMemory
+from vhost_scsi.virtqueue.scsi_driver import QueuePort, ScsiDriver, eventfd_notifier
+from vhost_scsi.virtqueue.split_driver import SplitDriver
+from vhost_scsi.virtqueue.virtio_scsi import DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE
+
+USER_BASE: Final = 0x7F00_0000_0000
+CONTROL, EVENT, FIRST_REQUEST = 0, 1, 2
+
+
+class Initiator:
+    """`driver` sends commands. `features`: virtio bits to accept, None for all that are offered."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_size: int = 64 << 20,
+        request_queues: int = 1,
+        queue_size: int = 128,
+        features: int | None = None,
+        cdb_size: int = DEFAULT_CDB_SIZE,
+        sense_size: int = DEFAULT_SENSE_SIZE,
+        polled: bool = False,
+        timeout: float = 30.0,
+    ) -> None:
+        self.frontend: Final = Frontend(path, timeout)
+        self.memory: Final = GuestMemory.create(memory_size)
+        self.vrings: list[Vring] = []
+        self._polled = polled
+        try:
+            self.features = self.frontend.negotiate(features)
+            self.frontend.set_mem_table(self.regions())
+            self.queues = [self._new_queue(queue_size) for _ in range(FIRST_REQUEST + request_queues)]
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        ports = [self._port(index) for index in range(len(self.queues))]
+        self.driver: Final = ScsiDriver(
+            self.memory,
+            ports[FIRST_REQUEST:],
+            control=ports[CONTROL],
+            event=ports[EVENT],
+            cdb_size=cdb_size,
+            sense_size=sense_size,
+        )
+
+    def regions(self) -> Sequence[MemoryRegion]:
+        """The memory as a vhost-user table."""
+        return [
+            MemoryRegion(r.guest_addr, r.size, USER_BASE + r.guest_addr, r.offset, r.fd) for r in self.memory.regions
+        ]
+
+    def _new_queue(self, size: int) -> SplitDriver:
+        return SplitDriver(
+            self.memory,
+            size,
+            event_idx=bool(self.features & Feature.EVENT_IDX),
+            indirect=bool(self.features & Feature.INDIRECT_DESC),
+        )
+
+    def user_addresses(self, index: int) -> VringAddr:
+        ring = self.queues[index].addresses
+        return VringAddr(0, USER_BASE + ring.desc, USER_BASE + ring.used, USER_BASE + ring.avail)
+
+    def start(self, bases: Sequence[int] | None = None) -> None:
+        """Sets every ring up; `bases`: where `stop` said that they stood."""
+        for index, queue in enumerate(self.queues):
+            base = bases[index] if bases is not None else 0
+            addr = self.user_addresses(index)
+            vring = self.frontend.setup_vring(index, queue.layout.size, addr, base=base, polled=self._polled)
+            self.vrings.append(vring)
+
+    def stop(self) -> list[int]:
+        """GET_VRING_BASE on every ring."""
+        return [self.frontend.stop_vring(index) for index in range(len(self.queues))]
+
+    def _port(self, index: int) -> QueuePort:
+        vring = self.vrings[index]
+        if vring.kick_fd is None:
+            return QueuePort(self.queues[index], lambda: None, None)
+        return QueuePort(self.queues[index], eventfd_notifier(vring.kick_fd), vring.call_fd)
+
+    def close(self) -> None:
+        self.frontend.close()
+        self.memory.close()
+
+    def __enter__(self) -> Initiator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
