@@ -353,7 +353,8 @@ def test_kick_and_call_travel_by_eventfd(bench, eventfds):
             if ring.interrupts > before:
                 os.eventfd_write(call, 1)
 
-    server = threading.Thread(target=serve)
+    # daemon: when a kick is lost the test fails, and the server must not keep the process alive
+    server = threading.Thread(target=serve, daemon=True)
     server.start()
     for number in range(20):
         bench.driver.command(0, 0, cdb(WRITE, number), bytes([number + 1]), timeout=30)
