@@ -67,9 +67,6 @@ struct vs_upcall {
 	vs_io *io;
 };
 
-/* Takes at most max messages, oldest first; returns how many. Clears the eventfd when it takes the last one. */
-int vs_core_drain(vs_core *core, struct vs_upcall *out, int max);
-
 enum vs_layer { VS_LAYER_RING = 0, VS_LAYER_GATE = 1, VS_LAYER_CORE = 2, VS_LAYER_PYTHON = 3, VS_LAYER_STORE = 4, VS_LAYER_COMPLETION = 5 };
 
 /* What Python reads of a task, by value. Pointers live as long as the task is Python's. */
@@ -101,6 +98,10 @@ struct vs_task_info {
 };
 
 void vs_task_info(const vs_task *task, struct vs_task_info *out);
+
+/* Takes at most max messages, oldest first; returns how many; infos[i] is filled where out[i] is a VS_UP_TASK. Clears the eventfd when it takes
+ * the last one. */
+int vs_core_drain(vs_core *core, struct vs_upcall *out, struct vs_task_info *infos, int max);
 
 enum vs_verdict { VS_VERDICT_COMPLETE = 0, VS_VERDICT_EXECUTE = 1, VS_VERDICT_EXECUTE_NOTIFY = 2, VS_VERDICT_ABORTED = 3 };
 enum vs_response { VS_RESP_OK = 0, VS_RESP_OVERRUN = 1, VS_RESP_ABORTED = 2, VS_RESP_BAD_TARGET = 3, VS_RESP_RESET = 4, VS_RESP_BUSY = 5, VS_RESP_TRANSPORT_FAILURE = 6, VS_RESP_TARGET_FAILURE = 7, VS_RESP_NEXUS_FAILURE = 8, VS_RESP_FAILURE = 9 };

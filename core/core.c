@@ -117,10 +117,11 @@ int vs_core_start(vs_core *c)
 void vs_core_destroy(vs_core *c)
 {
 	struct vs_upcall up;
+	struct vs_task_info info;
 
 	for (uint32_t i = 0; i < c->config.nworkers; i++)
 		vs_worker_stop(&c->workers[i]);
-	while (vs_core_drain(c, &up, 1))
+	while (vs_core_drain(c, &up, &info, 1))
 		;
 	for (uint32_t i = 0; i < c->config.nworkers; i++)
 		vs_worker_fini(&c->workers[i]);
@@ -224,7 +225,7 @@ static void hand_over(struct vs_core *c, struct vs_upnode *n, struct vs_upcall *
 		free(n);
 }
 
-int vs_core_drain(vs_core *c, struct vs_upcall *out, int max)
+int vs_core_drain(vs_core *c, struct vs_upcall *out, struct vs_task_info *infos, int max)
 {
 	int n = 0;
 	uint64_t ignored;
@@ -242,7 +243,10 @@ int vs_core_drain(vs_core *c, struct vs_upcall *out, int max)
 		c->up_head = node->next;
 		if (!c->up_head)
 			c->up_tail = &c->up_head;
-		hand_over(c, node, &out[n++]);
+		hand_over(c, node, &out[n]);
+		if (out[n].kind == VS_UP_TASK)
+			vs_task_info(out[n].task, &infos[n]);
+		n++;
 		if (!c->up_head)
 			collect(c);
 	}

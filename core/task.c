@@ -130,7 +130,8 @@ static bool copy_param(struct vs_task *t)
 	return true;
 }
 
-static int to_python(struct vs_task *t, uint64_t why)
+/* set: bits for the LU's gate. They come after the count, so that vs_gate_open cannot take them back before Python has seen the task. */
+static int to_python(struct vs_task *t, uint64_t why, uint64_t set)
 {
 	if (t->credit && !credit_take(t->credit, t->w->popping_for_tmf))
 		return -EAGAIN;
@@ -148,6 +149,8 @@ static int to_python(struct vs_task *t, uint64_t why)
 		atomic_fetch_add(&t->nexus->gate, UINT64_C(1) << VS_GATE_COUNT_SHIFT);
 		atomic_fetch_add(&t->lu->gate, UINT64_C(1) << VS_GATE_COUNT_SHIFT);
 		vs_count(&t->lu->stats[t->w->index].escalated, 1);
+		if (vs_unlikely(set))
+			atomic_fetch_or(&t->lu->gate, set);
 	}
 	t->up = (struct vs_upnode){ .kind = VS_UP_TASK, .worker = t->w->index, .object = t };
 	vs_upcall(t->w->core, &t->up);
@@ -251,16 +254,13 @@ static int pass_gate(struct vs_task *t)
 	uint64_t why;
 
 	if (vs_unlikely(!t->nexus || !t->row || t->row->media == VS_MEDIA_NONE))
-		return to_python(t, 0);
-	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE || naca(t))) {
-		/* Before the next command of this LU is tested: SAM-5 8.6, 8.7 order what follows. */
-		atomic_fetch_or(&t->lu->gate, VS_GATE_ORDERED);
-		return to_python(t, VS_GATE_ORDERED);
-	}
+		return to_python(t, 0, 0);
+	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE || naca(t)))
+		return to_python(t, VS_GATE_ORDERED, VS_GATE_ORDERED); /* before the next command of this LU is tested: SAM-5 8.6, 8.7 */
 	why = atomic_load_explicit(&t->lu->gate, memory_order_acquire) | atomic_load_explicit(&t->nexus->gate, memory_order_acquire);
 	why &= t->row->gate_mask & ~VS_GATE_EXCLUSIVE;
 	if (vs_unlikely(why))
-		return to_python(t, why);
+		return to_python(t, why, 0);
 	if (vs_unlikely(vs_worker_should_yield(t->w))) {
 		/* The gate may have opened after tasks were handed back that are still in the inbox: they go first. */
 		redo_later(t);

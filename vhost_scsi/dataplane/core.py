@@ -51,7 +51,7 @@ class EngineUnavailable(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class CoreOptions:
-    """`spin_us`: how long a worker looks for more work before it sleeps; `io_threads`: of the epoll engine, a worker."""
+    """`spin_us`: how long a worker looks for more work before it sleeps; `io_threads`: of the epoll engine."""
 
     workers: int = 1
     engine: Engine = "auto"
