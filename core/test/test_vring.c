@@ -4,6 +4,7 @@
  * all kinds of sizes, event indices at their edges, buffers across regions, and two threads that sleep and wake each other.
  */
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -749,6 +750,83 @@ static void threads_wake_each_other(uint32_t size, uint32_t features)
 	close(p.call);
 }
 
+/* ---- who stores and then loads ----------------------------------------------------------------------------------------------------------------- */
+
+/* One side asks to be notified at the very moment the other publishes: each stores, then loads what the other stored. Without the fence
+ * between, both loads may come first, and nobody wakes anybody. Rounds are started together, a few cycles apart. */
+enum { ROUNDS = 30000 };
+
+struct race {
+	struct bench b;
+	_Atomic uint32_t go, answered, done;
+	bool device_says;
+};
+
+static void wait_for(_Atomic uint32_t *word, uint32_t value)
+{
+	for (uint32_t spins = 0; atomic_load_explicit(word, memory_order_acquire) != value; spins++) {
+		if (spins > 2000)
+			sched_yield();
+		else
+			vs_pause();
+	}
+}
+
+static void dawdle(uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		__asm__ volatile("" : : : "memory");
+}
+
+/* Odd rounds: the driver publishes a request, we ask for kicks. Even rounds: we publish the answer, the driver asks for interrupts. */
+static void *racing_device(void *arg)
+{
+	struct race *x = arg;
+
+	for (uint32_t round = 1; round <= ROUNDS; round++) {
+		wait_for(&x->go, round);
+		dawdle(round * 7 % 31);
+		x->device_says = round & 1 ? vs_vring_kicks_on(&x->b.r) : vs_vring_publish(&x->b.r);
+		if (round & 1) {
+			wait_for(&x->answered, round); /* or kicks_off might come before its look */
+			CHECK_EQ(take(&x->b), 0);
+			vs_vring_push(&x->b.r, x->b.c.head, 1);
+			vs_vring_kicks_off(&x->b.r);
+		}
+		atomic_store_explicit(&x->done, round, memory_order_release);
+	}
+	return NULL;
+}
+
+static void neither_side_misses_the_other(uint32_t features)
+{
+	struct race x = { .go = 0 };
+	pthread_t device;
+	uint32_t head, written;
+
+	bench_open(&x.b, 4, features);
+	CHECK(pthread_create(&device, NULL, racing_device, &x) == 0);
+	for (uint32_t round = 1; round <= ROUNDS; round++) {
+		struct vs_driver_buffer buf = { x.b.data, 8 };
+		bool driver_says;
+
+		if (round & 1)
+			CHECK(vs_driver_add(&x.b.d, &buf, 1, 0, false) >= 0);
+		atomic_store_explicit(&x.go, round, memory_order_release);
+		dawdle(round * 11 % 397); /* the device hears of the round later than we do */
+		driver_says = round & 1 ? vs_driver_publish(&x.b.d) : vs_driver_interrupts_on(&x.b.d);
+		atomic_store_explicit(&x.answered, round, memory_order_release);
+		wait_for(&x.done, round);
+		CHECK(driver_says || x.device_says);
+		if (!(round & 1)) {
+			CHECK_EQ(vs_driver_collect(&x.b.d, &head, &written), 1);
+			vs_driver_interrupts_off(&x.b.d);
+		}
+	}
+	CHECK(pthread_join(device, NULL) == 0);
+	bench_close(&x.b);
+}
+
 /* ---- the driver side refuses what a device may not do ------------------------------------------------------------------------------------------- */
 
 static void a_wrong_device_is_noticed(void)
@@ -794,5 +872,7 @@ int main(void)
 			both_sides(sizes[i], features, 140000);
 	for (uint32_t features = 0; features < 4; features++)
 		threads_wake_each_other(features & 1 ? 16 : 256, features);
+	neither_side_misses_the_other(0);
+	neither_side_misses_the_other(EVENT);
 	return 0;
 }
