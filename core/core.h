@@ -370,7 +370,8 @@ enum vs_ring_rule {
 	VS_RULE_CHAIN_BYTES = 19,         /* lengths add up to more than 2^32 - 1: 2.7.4.2 */
 	VS_RULE_REQUEST_SHORT = 20,       /* virtio-scsi: request or response header does not fit */
 	VS_RULE_MEMORY_GONE = 21,         /* guest memory was truncated under us */
-	VS_RULES = 22,
+	VS_RULE_KICK = 22,                /* the kick descriptor cannot be waited for */
+	VS_RULES = 23,
 };
 
 struct vs_chain {

@@ -540,8 +540,10 @@ void vs_queue_run_kick(struct vs_queue *q, int fd)
 	if (fd < 0)
 		return;
 	if (q->w->engine->source_add(q->w, &q->kick)) {
+		/* Not something that can be waited for: the queue would never hear of a request. */
 		close(fd);
 		q->kick.fd = -1;
+		queue_break(q, -VS_RULE_KICK);
 		return;
 	}
 	q->kick_known = true;

@@ -35,6 +35,8 @@ static const char *const rule_names[VS_RULES] = {
 	[VS_RULE_HEAD_BUSY] = "HEAD_BUSY",
 	[VS_RULE_CHAIN_BYTES] = "CHAIN_BYTES",
 	[VS_RULE_REQUEST_SHORT] = "REQUEST_SHORT",
+	[VS_RULE_MEMORY_GONE] = "MEMORY_GONE",
+	[VS_RULE_KICK] = "KICK",
 };
 
 const char *vs_ring_rule_name(int rule)

@@ -253,8 +253,11 @@ static void *entry(void *arg)
 	struct vs_worker *w = s->w;
 	int err = w->engine->init(w);
 
-	if (!err)
+	if (!err) {
 		err = w->engine->source_add(w, &w->wake_source);
+		if (err)
+			w->engine->fini(w);
+	}
 	s->err = err;
 	atomic_store(&s->ready, 1); /* s is gone from here */
 	if (err)

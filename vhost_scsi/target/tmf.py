@@ -81,7 +81,7 @@ async def run(
         case TaskManagementFunction.CLEAR_TASK_SET:
             await lu.clear_task_set(itl, canceller(core, unit))
         case TaskManagementFunction.LOGICAL_UNIT_RESET:
-            await _reset(unit, lambda: lu.logical_unit_reset(canceller(core, unit)))
+            await _reset(unit, lambda: lu.logical_unit_reset(itl, canceller(core, unit)))
         case TaskManagementFunction.QUERY_TASK:
             found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag)
             return _found(found > 0 or lu.query_task(itl, tag))
