@@ -293,6 +293,7 @@ class LogicalUnit:
             async with self._alone:
                 await self.gate.fence(GateBit.HOLD)
                 if not entry.aborted:
+                    entry.begun = True
                     outcome = Complete(Status.GOOD, data_in=await work)
         except CheckCondition as condition:
             outcome = self._check_condition(condition.sense)
@@ -301,7 +302,8 @@ class LogicalUnit:
         finally:
             work.close()
             try:
-                entry.done(Aborted() if entry.aborted else outcome)
+                if not entry.ended:
+                    entry.done(Aborted() if entry.aborted else outcome)
             finally:
                 self._tasks.release(GateBit.HOLD)
                 self._tasks.end(entry)
@@ -325,7 +327,9 @@ class LogicalUnit:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Everything waits, nothing is in flight and no handler is at work: for a resize, a removal, a new store."""
+        """Everything waits, nothing is in flight and no handler is at work: for a resize, a removal, a new store.
+        Nexuses may be detached inside; `held` and `logical_unit_reset` may not be called inside, they would wait for
+        each other."""
         self._tasks.hold(GateBit.HOLD)
         self.gate.close(GateBit.HOLD)
         try:

@@ -41,6 +41,9 @@ class Entry:
     fenced: bool = False
     aborted: bool = False
     in_c: bool = False
+    begun: bool = False
+    """the handler is at work and can only be waited for"""
+    ended: bool = False
 
 
 def closes_ordered(task: Task) -> bool:
@@ -135,6 +138,7 @@ class TaskSet:
             self.pump()
 
     def _remove(self, entry: Entry) -> None:
+        entry.ended = True
         if self._entries.pop(entry.task, None) is not None:
             self._settle_due = self._settle_due or closes_ordered(entry.task)
             if self._changed is not None:
@@ -190,12 +194,12 @@ class TaskSet:
     # ---- task management -------------------------------------------------------------------------------------------
 
     def abort(self, match: Callable[[Task], bool]) -> list[Task]:
-        """Ends every matching task as far as it is Python's. Those whose handler is under way are marked, and end as
+        """Ends every matching task as far as it is Python's. Those whose handler is at work are marked, and end as
         aborted when it returns; those that C runs are C's to abort. Returns all that matched, in arrival order."""
         found = [entry for entry in self._entries.values() if match(entry.task)]
         for entry in found:
-            if entry.state is State.RUNNING:
-                entry.aborted = True
+            entry.aborted = True
+            if entry.in_c or entry.begun:
                 continue
             self._remove(entry)
             entry.done(Aborted())

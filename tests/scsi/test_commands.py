@@ -44,6 +44,17 @@ def test_every_command_waits_for_task_management_and_holds(row):
     assert row.gate_mask & always == always
 
 
+@by_name
+def test_the_usage_data_are_the_fields_that_have_names(row):
+    named = bytearray(row.cdb_length)
+    named[0], named[1] = row.opcode, row.service_action or 0
+    for field in row.fields:
+        for byte in range(field.byte, field.byte + field.length):
+            # The LBA of READ(6) and WRITE(6) begins inside byte 1: SBC-4 5.13
+            named[byte] |= field.mask or (0x1F if row.cdb_length == 6 and byte == 1 else 0xFF)
+    assert row.usage == named
+
+
 def test_codes_are_unique():
     assert len({(row.opcode, row.service_action) for row in COMMANDS}) == len(COMMANDS)
     assert len({row.name for row in COMMANDS}) == len(COMMANDS)

@@ -262,6 +262,56 @@ def test_a_hold_waits_for_a_handler_at_work(script, lu):
     assert order == ["flush begins", "flush ends", "held"]
 
 
+def test_a_nexus_whose_handler_waits_can_be_detached_from_a_held_unit(script, lu):
+    lu.gate.in_flight_ended.clear()
+
+    async def remove():
+        async with lu.unit.held():
+            await lu.unit.detach(lu.itl)
+
+    removing = lu.loop.create_task(remove())
+    lu.settle()
+    task = lu.task("START STOP UNIT")
+    outcomes = lu.submit(task)
+    lu.gate.in_flight_ended.set()
+    lu.run(removing)
+    lu.settle()
+    assert outcomes == [Aborted()]
+    assert not lu.unit.stopped
+    assert not lu.gate.bits & GateBit.HOLD
+
+
+def test_a_handler_that_waits_for_a_hold_is_aborted_without_waiting_for_it(script, lu):
+    lu.gate.in_flight_ended.clear()
+    script.mode_select("select")
+
+    async def remove():
+        async with lu.unit.held():
+            await lu.unit.detach(lu.itl)
+
+    removing = lu.loop.create_task(remove())
+    lu.settle()
+    lu.run(lu.unit.abort_task_set(lu.itl))
+    assert script.log == [("select", Aborted())]
+    lu.gate.in_flight_ended.set()
+    lu.run(removing)
+    lu.settle()
+    assert not lu.gate.bits & GateBit.HOLD
+
+
+def test_a_handler_at_work_is_waited_for_and_ends_as_aborted(script, lu):
+    async def flush():
+        await asyncio.sleep(0.01)
+        lu.medium.log.append("flushed")
+
+    lu.medium.flush = flush
+    script.mode_select("select")
+    assert not script.log
+    lu.run(lu.unit.abort_task_set(lu.itl))
+    assert "flushed" in lu.medium.log
+    assert script.log == [("select", Aborted())]
+
+
 def test_a_change_of_read_only_shows_in_the_gate(lu):
     lu.medium.read_only = True
     lu.unit.read_only_changed()
@@ -355,6 +405,20 @@ def test_c_is_asked_to_abort_before_the_fence_waits(lu):
         lu.gate.in_flight_ended.set()
 
     lu.run(lu.unit.clear_task_set(lu.itl, cancel))
+
+
+@pytest.mark.parametrize("of_nexus", [True, False], ids=["abort task set", "clear task set"])
+def test_task_management_is_answered_when_nothing_is_in_flight(lu, of_nexus):
+    gate = lu.itl.gate if of_nexus else lu.gate
+    function = lu.unit.abort_task_set if of_nexus else lu.unit.clear_task_set
+    gate.in_flight_ended.clear()
+    answer = lu.loop.create_task(function(lu.itl))
+    lu.settle()
+    assert gate.bits & GateBit.TMF
+    assert not answer.done()
+    gate.in_flight_ended.set()
+    lu.run(answer)
+    assert not gate.bits & GateBit.TMF
 
 
 def test_tasks_that_arrive_during_task_management_wait(script, lu):
