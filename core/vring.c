@@ -128,6 +128,21 @@ static bool load_desc_split(struct vs_vring *r, uint64_t addr, struct vs_vring_d
 	return true;
 }
 
+/* The usual case without a call: the region of the last address, and all of the buffer in it. */
+static inline uint8_t *translate(struct vs_vring *r, uint64_t addr, uint64_t len, uint64_t *got)
+{
+	if (vs_likely(r->hint < r->map->n)) {
+		const struct vs_mapping *m = r->map->mappings[r->hint];
+		uint64_t skip = addr - m->region.guest_addr; /* huge where addr lies before */
+
+		if (vs_likely(skip < m->region.size && len <= m->region.size - skip)) {
+			*got = len;
+			return m->host + skip;
+		}
+	}
+	return vs_memmap_guest_part(r->map, addr, len, got, &r->hint);
+}
+
 /* Room for more iovecs. The first array is the caller's. */
 static int __attribute__((noinline)) chain_grow(struct vs_worker *w, struct vs_chain *c, const struct iovec *first)
 {
@@ -196,7 +211,7 @@ static inline int chain_add(struct vs_vring *r, struct vs_worker *w, struct vs_c
 		c->out_length += left;
 	do {
 		uint64_t got;
-		uint8_t *p = vs_memmap_guest_part(r->map, addr, left, &got, &r->hint);
+		uint8_t *p = translate(r, addr, left, &got);
 		int err;
 
 		if (vs_unlikely(!p))
@@ -215,6 +230,7 @@ static int __attribute__((noinline)) walk_indirect(struct vs_vring *r, struct vs
 {
 	uint32_t entries = indirect->len / 16, limit = vs_max(r->size, (uint32_t)INDIRECT_CHAIN_MIN);
 	const uint8_t *table;
+	uint64_t got;
 
 	if (!(r->features & VS_RING_INDIRECT))
 		return -VS_RULE_INDIRECT_NOT_NEGOTIATED;
@@ -224,12 +240,14 @@ static int __attribute__((noinline)) walk_indirect(struct vs_vring *r, struct vs
 		return -VS_RULE_INDIRECT_LENGTH;
 	if (indirect->len - 1 > UINT64_MAX - indirect->addr)
 		return -VS_RULE_ADDRESS_OVERFLOW;
-	table = vs_memmap_guest(r->map, indirect->addr, indirect->len, &r->hint);
+	table = translate(r, indirect->addr, indirect->len, &got);
+	if (vs_unlikely(!table || got < indirect->len))
+		table = NULL; /* not in one piece: descriptor by descriptor */
 	for (uint32_t i = 0, seen = 1;; seen++) {
 		struct vs_vring_desc d;
 		int err;
 
-		if (vs_likely(table != NULL))
+		if (vs_likely(table))
 			d = load_desc(table + 16 * (uint64_t)i);
 		else if (!load_desc_split(r, indirect->addr + 16 * (uint64_t)i, &d))
 			return -VS_RULE_UNMAPPED;

@@ -161,6 +161,7 @@ static void a_lost_page_reads_as_zeroes(void)
 	struct file a = file_mapped(4 * PAGE), b = file_mapped(PAGE);
 	_Atomic uint32_t a_broken = 0, b_broken = 0;
 	int a_slot = vs_sigbus_register(a.base, a.size, PAGE, &a_broken), b_slot = vs_sigbus_register(b.base, b.size, PAGE, &b_broken);
+	uint32_t count = vs_sigbus_count();
 
 	CHECK(a_slot >= 0 && b_slot >= 0 && a_slot != b_slot);
 	memset(a.base, 0x11, a.size);
@@ -171,10 +172,12 @@ static void a_lost_page_reads_as_zeroes(void)
 	/* The kernel's own copies do not come to us: EFAULT, and no flag. */
 	CHECK(pwrite(b.fd, a.base + 3 * PAGE, 1, 0) == -1 && errno == EFAULT);
 	CHECK_EQ(a_broken, 0);
+	CHECK_EQ(vs_sigbus_count(), count);
 	errno = 1234;
 	CHECK_EQ(peek(a.base + 3 * PAGE + 7), 0);
 	CHECK_EQ(errno, 1234);
 	CHECK_EQ(a_broken, 1);
+	CHECK_EQ(vs_sigbus_count(), count + 1);
 	*(volatile uint8_t *)(a.base + 2 * PAGE) = 9; /* stores, too */
 	CHECK_EQ(peek(a.base + 2 * PAGE), 9);
 	CHECK_EQ(peek(a.base), 0x11);
