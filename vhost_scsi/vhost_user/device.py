@@ -176,6 +176,7 @@ class VirtioScsiDevice:
 
     def set_features(self, features: int) -> None:
         self._acked = features
+        self.connected = True
 
     def _ring_features(self) -> int:
         ring = 0
@@ -294,9 +295,12 @@ class VirtioScsiDevice:
         ring.enabled = enabled
         await self._settle(index)
         if ring.running:
-            await self._core.message(lambda cookie: lib.vs_queue_enable(self.handle, index, int(enabled), cookie))
+            await self._enable(index, enabled)
         else:
             await self._try_start(index)
+
+    async def _enable(self, index: int, enabled: bool) -> None:
+        await self._core.message(lambda cookie: lib.vs_queue_enable(self.handle, index, int(enabled), cookie))
 
     async def get_vring_base(self, index: int) -> int:
         await self._settle(index)
@@ -309,14 +313,13 @@ class VirtioScsiDevice:
         return ring.base
 
     async def reset_device(self) -> None:
-        await self._stop_all()
+        await self._end_requests()
         for ring in self._rings:
             ring.num, ring.addr, ring.base = 0, None, 0
             ring.enabled = ring.armed = False
             _close(ring.kick)
             ring.kick = None
         self.status = 0
-        await self.port.nexus_lost()
 
     # A message that needs no answer of ours is still carried out in the order it was sent: the data plane's inbox keeps
     # the order of one thread. Only a start has to be waited for, because it decides whether the ring runs.
@@ -362,7 +365,7 @@ class VirtioScsiDevice:
             return
         ring.addresses = addresses
         if ring.enabled != enabled:
-            await self._core.message(lambda cookie: lib.vs_queue_enable(self.handle, index, int(ring.enabled), cookie))
+            await self._enable(index, ring.enabled)
 
     def _require_map(self) -> CData:
         if self._map is None:
@@ -379,10 +382,13 @@ class VirtioScsiDevice:
         ring.base = reply.aux
         ring.addresses = None
 
-    async def _stop_all(self) -> None:
+    async def _end_requests(self) -> None:
+        """The initiator is gone or forgot its requests: nothing more is taken, what runs is aborted, rings stop."""
         for index in range(self.num_queues):
             await self._settle(index)
         running = [index for index, ring in enumerate(self._rings) if ring.running]
+        await asyncio.gather(*(self._enable(index, False) for index in running))
+        await self.port.nexus_lost()
         await asyncio.gather(*(self._stop(index) for index in running))
 
     # ---- the rest of the session's calls ---------------------------------------------------------------------------
@@ -394,8 +400,7 @@ class VirtioScsiDevice:
 
     async def disconnected(self) -> None:
         """The front end is gone, however it went. The device is as new for the next one."""
-        await self._stop_all()
-        await self.port.nexus_lost()
+        await self._end_requests()
         old, self._map = self._map, None
         if old is not None:
             await self._core.quiesce(lib.vs_memmap_pins(old.handle), old)
@@ -408,6 +413,7 @@ class VirtioScsiDevice:
         self._rings = [_Ring() for _ in range(self.num_queues)]
         self.set_backend_channel(None)
         self._acked = self.status = 0
+        self.connected = False
 
     # ---- errors and inspection -------------------------------------------------------------------------------------
 
