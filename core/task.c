@@ -253,10 +253,12 @@ static int pass_gate(struct vs_task *t)
 {
 	uint64_t why;
 
-	if (vs_unlikely(!t->nexus || !t->row || t->row->media == VS_MEDIA_NONE))
+	if (vs_unlikely(!t->nexus))
 		return to_python(t, 0, 0);
 	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE || naca(t)))
 		return to_python(t, VS_GATE_ORDERED, VS_GATE_ORDERED); /* before the next command of this LU is tested: SAM-5 8.6, 8.7 */
+	if (vs_unlikely(!t->row || t->row->media == VS_MEDIA_NONE))
+		return to_python(t, 0, 0);
 	why = atomic_load_explicit(&t->lu->gate, memory_order_acquire) | atomic_load_explicit(&t->nexus->gate, memory_order_acquire);
 	why &= t->row->gate_mask & ~VS_GATE_EXCLUSIVE;
 	if (vs_unlikely(why))
