@@ -317,7 +317,9 @@ class Guest:
 
     def take_shell(self, timeout: float = 60.0) -> None:
         """Make the shell at the other end quiet: no echo, no prompt, no line editing, no kernel messages between."""
-        self.send("stty -echo; dmesg -n 1; exec sh")
+        # The first shell must not be reading any more when the second line is typed: it would take it with it.
+        self.send("stty -echo; dmesg -n 1; printf 'shell-is-%s\\n' next; exec sh")
+        self.expect("shell-is-next", timeout)
         self.send("PS1=; PS2=; printf 'shell-is-%s\\n' quiet")
         self.expect("shell-is-quiet", timeout)
 
