@@ -39,6 +39,8 @@ ROOT_START = ESP_START + ESP_SIZE
 ROOT_SIZE = IMAGE_MIB * MIB - ROOT_START
 BOOT_CODE = 440  # bytes of sector 0 before the disk signature and the partition table
 
+MACHINE_ID = ROOT_UUID.replace("-", "")
+
 GRUB_LIB = Path("/usr/lib/grub")
 GRUB_MODULES = (
     "part_msdos", "fat", "ext2", "search", "search_fs_uuid", "normal", "configfile", "linux", "echo", "test", "serial",
@@ -57,7 +59,7 @@ set gfxpayload=text
 set timeout=0
 set default=0
 menuentry Debian {{
-    linux /vmlinuz root=UUID={ROOT_UUID} ro console=ttyS0,115200 quiet panic=-1 systemd.machine_id={ROOT_UUID.replace("-", "")}
+    linux /vmlinuz root=UUID={ROOT_UUID} ro console=ttyS0,115200 quiet panic=-1 systemd.machine_id={MACHINE_ID}
     initrd /initrd.img
 }}
 """
