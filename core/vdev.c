@@ -220,7 +220,8 @@ int vs_queue_start(vs_vdev *d, uint32_t index, const struct vs_queue_params *p, 
 	struct queue_msg *o;
 	struct vs_queue *q;
 
-	if (index >= d->num_queues || p->worker >= d->core->config.nworkers || !p->size || p->size > VS_QUEUE_MAX || (p->size & (p->size - 1))) {
+	if (index >= d->num_queues || p->worker >= d->core->config.nworkers || !p->size || p->size > VS_QUEUE_MAX || (p->size & (p->size - 1)) ||
+	    (p->features & VS_RING_PACKED)) {
 		close_params(p);
 		return -EINVAL;
 	}

@@ -44,9 +44,9 @@ struct vs_queue {
 	struct vs_request *stalled;  /* popped, but Python has no credit left */
 	struct vs_source kick;
 	struct vs_timer poll_timer;  /* rings without a kick descriptor */
-	uint32_t index, in_flight, unpublished;
+	uint32_t index, in_flight, unpublished, segment_bytes;
 	int call_fd, err_fd;
-	bool started, enabled, stopping, broken, ring_gone, notify, kick_known;
+	bool started, enabled, stopping, broken, ring_gone, notify, kick_known, waiting;
 	int32_t error;
 	uint64_t stop_cookie;
 	uint32_t sigbus_seen;

@@ -16,6 +16,7 @@ enum {
 	PUBLISH_EVERY = 8,     /* completions between two writes of the used index: a polling driver goes on meanwhile */
 	HEADER_FIXED = 19,     /* lun, id, task_attr, prio, crn; then the CDB */
 	RESPONSE_FIXED = 12,   /* sense_len, residual, status_qualifier, status, response; then the sense data */
+	SEGMENT_QUOTA = 4 << 20, /* bytes of iovecs that one queue's long chains may hold; beyond it the next chain waits */
 	POLL_TIMER_NS = 50000, /* a ring without kick descriptor is looked at this often while its worker sleeps */
 };
 
@@ -57,8 +58,11 @@ static void request_release(struct vs_queue *q, struct vs_request *r)
 {
 	struct vs_worker *w = q->w;
 
-	if (vs_unlikely(r->iov != r->inline_iov))
+	if (vs_unlikely(r->iov != r->inline_iov)) {
 		vs_iovec_put(w, r->iov, r->capacity);
+		q->segment_bytes -= r->capacity * (uint32_t)sizeof(struct iovec);
+	}
+	q->waiting = false;
 	if (vs_unlikely(r->resp != r->resp_inline))
 		vs_iovec_put(w, r->resp, r->resp_capacity);
 	r->resp = r->resp_inline;
@@ -85,7 +89,22 @@ static void request_used(struct vs_queue *q, struct vs_request *r, uint32_t writ
 		vs_poller_dirty(q->w, &q->poller); /* flush ends the stop */
 }
 
-/* Takes one chain. NULL: the queue broke. */
+/* One device's long chains may not use up what others need: the chain goes back, and is taken when a request of this queue has ended. */
+static bool over_quota(struct vs_queue *q, const struct vs_chain *chain)
+{
+	uint32_t bytes = chain->capacity * (uint32_t)sizeof(struct iovec);
+
+	if (vs_likely(!q->in_flight || q->segment_bytes + bytes <= SEGMENT_QUOTA)) {
+		q->segment_bytes += bytes;
+		return false;
+	}
+	vs_iovec_put(q->w, chain->iov, chain->capacity);
+	vs_vring_unpop(&q->ring);
+	q->waiting = true;
+	return true;
+}
+
+/* Takes one chain. NULL: the queue broke, or must wait. */
 static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain)
 {
 	struct iovec first[VS_INLINE_SEGMENTS];
@@ -99,10 +118,14 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 		queue_break(q, err);
 		return NULL;
 	}
+	if (vs_unlikely(chain->iov != first) && over_quota(q, chain))
+		return NULL;
 	r = &q->requests[chain->head];
 	if (vs_unlikely(r->busy)) {
-		if (chain->iov != first)
+		if (chain->iov != first) {
 			vs_iovec_put(q->w, chain->iov, chain->capacity);
+			q->segment_bytes -= chain->capacity * (uint32_t)sizeof(struct iovec);
+		}
 		queue_break(q, -VS_RULE_HEAD_BUSY);
 		return NULL;
 	}
@@ -394,7 +417,7 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
 	int n, did = 0;
 
-	if (vs_unlikely(!q->enabled || q->broken || q->stopping))
+	if (vs_unlikely(!q->enabled || q->broken || q->stopping || q->waiting))
 		return 0;
 	if (vs_unlikely(q->stalled != NULL) && !retry_stalled(q))
 		return 0;
@@ -453,7 +476,7 @@ static bool queue_arm(struct vs_worker *w, struct vs_poller *p)
 {
 	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
 
-	if (!q->enabled || q->broken || q->stopping || q->stalled)
+	if (!q->enabled || q->broken || q->stopping || q->stalled || q->waiting)
 		return false;
 	if (q->kick.fd < 0)
 		vs_timer_set(w, &q->poll_timer, vs_now_ns() + POLL_TIMER_NS);
@@ -593,7 +616,8 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_
 	q->enabled = q->params.enabled;
 	q->broken = q->ring_gone = q->stopping = q->notify = false;
 	q->error = 0;
-	q->in_flight = q->unpublished = 0;
+	q->in_flight = q->unpublished = q->segment_bytes = 0;
+	q->waiting = false;
 	q->stalled = NULL;
 	q->sigbus_seen = vs_sigbus_count();
 	vs_queue_run_kick(q, kick_fd);

@@ -338,8 +338,8 @@ void vs_worker_fini(struct vs_worker *w)
 /* ---- iovec blocks ------------------------------------------------------------------------------------------------------------------------------- */
 
 static const uint32_t iov_class_size[VS_IOV_CLASSES] = { 32, 128, 512, 2048, 8192, 65536 };
-/* What one worker's chains may hold in segments at once: 32 MiB is two million segments. */
-enum { IOV_BYTES_MAX = 32 << 20 };
+/* Who takes blocks has a quota of its own (vqueue.c); this bounds the mistakes. */
+enum { IOV_BYTES_MAX = 1 << 30 };
 
 static int iov_class(uint32_t n)
 {
