@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How answers are shown: JSON where asked for, tables with rich on a terminal, plain columns elsewhere.
+
+Plain columns have no frames and no colours, so that a pipe gets what awk can read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+RIGHT: Final = ">"
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object, indented; `schema_version` first."""
+    ordered = {"schema_version": value.get("schema_version"), **value}
+    click.echo(json.dumps(ordered, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
+    """A table. A column whose name starts with '>' stands to the right; None is shown as '-'."""
+    names = [name.removeprefix(RIGHT) for name in columns]
+    right = [name.startswith(RIGHT) for name in columns]
+    cells = [["-" if value is None else str(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich(names, right, cells, title)
+        return
+    widths = [max(len(row[index]) for row in [names, *cells]) for index in range(len(names))]
+    for row in [[name.upper() for name in names], *cells]:
+        fields = (
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(row, widths, right, strict=True)
+        )
+        click.echo("  ".join(fields).rstrip())
+
+
+def _print_rich(names: Sequence[str], right: Sequence[bool], cells: Sequence[Sequence[str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for name, to_right in zip(names, right, strict=True):
+        table.add_column(name, justify="right" if to_right else "left")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def size(count: int | None) -> str:
+    """Bytes for people: 4 KiB, 1.5 GiB."""
+    if count is None:
+        return "-"
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value >= 10 or value == int(value) else f"{value:.1f} {unit}"
+
+
+def duration(microseconds: int | None) -> str:
+    """A time span for people: 85 us, 1.2 ms, 3.0 s."""
+    if microseconds is None:
+        return "-"
+    if microseconds < 1000:
+        return f"{microseconds} us"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1000:.1f} ms"
+    return f"{microseconds / 1e6:.1f} s"
+
+
+def uptime(seconds: float) -> str:
+    """1 d 02:03:04."""
+    whole = int(seconds)
+    days, rest = divmod(whole, 86400)
+    clock = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {clock}" if days else clock

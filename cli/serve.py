@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vhost-scsi serve`: runs the daemon in the foreground and says how QEMU is attached to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vhost_scsi.cli.daemon_options import data_plane, given
+from vhost_scsi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vhost_scsi.daemon.config import DaemonConfig
+    from vhost_scsi.daemon.service import Service
+
+DEFAULT_PORT = "default"
+
+
+@click.command("serve")
+@click.option("--socket-path", metavar="PATH", help="the vhost-user socket of the port `default`")
+@click.option("--fd", type=int, metavar="N", help="instead of a path: a listening or connected socket we inherit")
+@click.option("--lun", "luns", multiple=True, metavar="T:L=URL[,OPTION=VALUE...]", help="a logical unit at a LUN")
+@click.option("--lu", "lus", multiple=True, metavar="NAME=URL[,OPTION=VALUE...]", help="a logical unit with a name")
+@click.option("--map", "maps", multiple=True, metavar="PORT:T:L=NAME", help="puts a named logical unit on a port")
+@click.option("--port", "ports", multiple=True, metavar="NAME=PATH[,OPTION=VALUE...]", help="one more port")
+@click.option("--config", "config_path", metavar="FILE", help="the same and more, as TOML")
+@click.option("--name", metavar="NAME", help="the daemon's name [default: default]")
+@click.option("--control", metavar="PATH", help="the management socket [env VHOST_SCSI_CONTROL]")
+@data_plane
+@click.option("--virtqueue-size", type=int, default=128, show_default=True, help="in the QEMU options that are shown")
+@click.option("--memory", type=int, default=1024, show_default=True, metavar="MIB", help="in the QEMU options")
+@click.option("--json", "as_json", is_flag=True, help="say what is ready as one JSON object")
+def command(**options: Any) -> None:
+    """Serve logical units to QEMU. Runs until SIGTERM or Ctrl-C; SIGHUP reads the log settings of FILE anew.
+
+    A URL is a path, or names a store (memory:1G, overlay(...):disk.img, ...); see docs/stores.md.
+    Options of a logical unit: block_size, uuid, readonly, wce, rotational, physical_block_size.
+    """
+    from vhost_scsi.daemon import logs, loop, service, systemd
+
+    listen_fds = systemd.take_listen_fds()
+    config = configuration(options, activated=bool(listen_fds))
+    logs.configure(config.log_level, config.log_format)
+    service.prepare_process()
+    hints = [] if options["as_json"] and not config.port else qemu_hints(config, options)
+
+    async def run(watch: loop.StallWatch) -> None:
+        daemon = service.Service(
+            config,
+            listen_fds=listen_fds,
+            reload=(lambda: configuration(options, activated=bool(listen_fds))) if options["config_path"] else None,
+            watch=watch,
+        )
+        await daemon.run(lambda: _say_ready(daemon, hints, options["as_json"]))
+
+    loop.run(run)
+
+
+def configuration(options: dict[str, Any], *, activated: bool = False) -> DaemonConfig:
+    """What the file and the command line say together; a single value on the command line wins."""
+    from vhost_scsi.daemon import config_file, grammar
+    from vhost_scsi.daemon.config import build
+
+    text = config_file.ConfigText.read(options["config_path"]) if options.get("config_path") else None
+    tables: dict[str, Any] = grammar.tables(**{key: options.get(key, ()) for key in ("lus", "luns", "maps", "ports")})
+    port = {"socket": options.get("socket_path"), "fd": options.get("fd")}
+    port = {key: value for key, value in port.items() if value is not None}
+    if port or (activated and not tables["port"] and not (text and text.values.get("port"))):
+        if DEFAULT_PORT in tables["port"]:
+            raise ConfigError(f"port {DEFAULT_PORT} is given twice, by --port and by --socket-path or --fd")
+        tables["port"] = {DEFAULT_PORT: port, **tables["port"]}
+    if options.get("num_queues") is not None:
+        if DEFAULT_PORT not in tables["port"]:
+            raise ConfigError("--num-queues is for the port of --socket-path; a port of its own takes num_queues=N")
+        tables["port"][DEFAULT_PORT]["num_queues"] = options["num_queues"]
+    merged = grammar.merge(text.values if text else {}, {**given(options), **tables})
+    return build(merged, config_file.locator(text))
+
+
+def qemu_hints(config: DaemonConfig, options: dict[str, Any]) -> list[str]:
+    """What to add to QEMU's command line, for the QEMU that is installed; or why there is nothing to say."""
+    from vhost_scsi.qemu import QemuError, device_options, find_qemu, memory_options
+
+    try:
+        qemu = find_qemu()
+    except QemuError as error:
+        return [f"# {error}"]
+    lines = [f"# QEMU {qemu.version_text} ({shlex.join(qemu.command)}): add this to its command line"]
+    lines.append(shlex.join(memory_options(options["memory"])))
+    places = config.places()
+    for index, (name, port) in enumerate(config.port.items()):
+        if port.socket is None:
+            lines.append(f"# port {name}: its socket was made by somebody else")
+            continue
+        bootable = not index and any((place.port, place.target, place.lun) == (name, 0, 0) for place in places)
+        words = device_options(
+            os.path.abspath(port.socket),
+            port.num_queues,
+            options["virtqueue_size"],
+            qemu=qemu,
+            ident=f"scsi{index}",
+            bootindex=0 if bootable else None,
+        )
+        lines.append(shlex.join(words))
+    return lines
+
+
+def _say_ready(daemon: Service, hints: list[str], as_json: bool) -> None:
+    """The last line means that a front end may connect."""
+    if as_json:
+        ready = {
+            "schema_version": 1,
+            "ready": True,
+            "name": daemon.config.name,
+            "pid": os.getpid(),
+            "control": str(daemon.control_path),
+            "engine": daemon.core.engine_name,
+            "ports": [{"name": port.name, "socket": port.where} for port in daemon.ports.values()],
+            "qemu_options": [word for line in hints if not line.startswith("#") for word in shlex.split(line)],
+        }
+        click.echo(json.dumps(ready))
+        return
+    for line in hints:
+        click.echo(line)
+    for port in daemon.ports.values():
+        click.echo(f"READY {port.name} {port.where}")

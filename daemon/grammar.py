@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line's words for logical units, ports and places, made into the tables of `config.py`.
+
+    --lu NAME=URL[,option=value...]      a logical unit
+    --port NAME=SOCKET[,option=value...] a port
+    --map PORT:T:L=NAME                  puts a unit on a port
+    --lun T:L=URL[,option=value...]      both at once, on the only port; the unit is called lun-T-L
+
+The grammar of a URL is the stores' (docs/stores.md); the unit's options stand behind it, among the store's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from vhost_scsi.daemon.config import PLACE, LuConfig, PortConfig
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.stores import StoreConfigError, parse_store
+
+LU_OPTIONS: Final = tuple(name for name in LuConfig.model_fields if name not in ("url", "store"))
+PORT_OPTIONS: Final = tuple(name for name in PortConfig.model_fields if name != "socket")
+_TRUTH: Final = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+
+
+def tables(
+    lus: Iterable[str] = (), luns: Iterable[str] = (), maps: Iterable[str] = (), ports: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """The `lu`, `port` and `map` tables that these options stand for; ConfigError for one that cannot be read."""
+    made: dict[str, dict[str, Any]] = {"lu": {}, "port": {}, "map": {}}
+    for text in ports:
+        name, rest = _named("--port", text, "NAME=SOCKET")
+        _add(made["port"], name, _port(text, rest), f"--port {text}: port {name}")
+    for text in lus:
+        name, rest = _named("--lu", text, "NAME=URL")
+        _add(made["lu"], name, logical_unit(f"--lu {text}", rest), f"--lu {text}: logical unit {name}")
+    for text in maps:
+        place, name = _named("--map", text, "PORT:T:L=NAME")
+        _add(made["map"], place, name, f"--map {text}: LUN {place}")
+    for text in luns:
+        place, rest = _named("--lun", text, "T:L=URL")
+        match = PLACE.fullmatch(place)
+        if match is None:
+            raise ConfigError(f"--lun {text}: {place!r} is not T:L (target and LUN, such as 0:0)")
+        words = ["lun", match["port"], str(int(match["target"])), str(int(match["lun"]))]
+        name = "-".join(word for word in words if word)
+        _add(made["lu"], name, logical_unit(f"--lun {text}", rest), f"--lun {text}: LUN {place}")
+        _add(made["map"], place, name, f"--lun {text}: LUN {place}")
+    return made
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: single values replace, tables are joined and may not name the same thing twice."""
+    merged = dict(base)
+    for key, value in over.items():
+        if not isinstance(value, dict) or not isinstance(merged.get(key), dict):
+            merged[key] = value
+            continue
+        twice = sorted(set(value) & set(merged[key]))
+        if twice:
+            raise ConfigError(f"{key} {twice[0]} is given twice, on the command line and in the file")
+        merged[key] = {**merged[key], **value}
+    return merged
+
+
+def logical_unit(said: str, text: str) -> dict[str, Any]:
+    """The table of one unit from URL[,option=value...]; `said` names it in errors."""
+    try:
+        spec, options = parse_store(text, LU_OPTIONS)
+    except StoreConfigError as error:
+        raise type(error)(f"{said}: {error}") from None
+    table: dict[str, Any] = {"url": str(spec)}
+    for key, value in options.items():
+        table[key] = _value(said, LuConfig.model_fields[key].annotation, key, value)
+    return table
+
+
+def _port(text: str, rest: str) -> dict[str, Any]:
+    socket, *options = rest.split(",")
+    table: dict[str, Any] = {"socket": socket} if socket else {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in PORT_OPTIONS:
+            raise ConfigError(f"--port {text}: unknown option {key!r}; there are {', '.join(PORT_OPTIONS)}")
+        if key == "workers":
+            table[key] = [_number(f"--port {text}", key, word) for word in value.split("+")]
+        else:
+            table[key] = _number(f"--port {text}", key, value)
+    return table
+
+
+def _named(option: str, text: str, shape: str) -> tuple[str, str]:
+    name, equals, rest = text.partition("=")
+    if not equals or not name or not rest:
+        raise ConfigError(f"{option} {text}: not {shape}")
+    return name, rest
+
+
+def _add(table: dict[str, Any], name: str, value: Any, said: str) -> None:
+    if name in table:
+        raise ConfigError(f"{said} is given twice")
+    table[name] = value
+
+
+def _value(said: str, annotation: Any, key: str, value: str) -> Any:
+    if annotation is int or annotation == int | None:
+        return _number(said, key, value)
+    if annotation is bool or annotation == bool | None:
+        if value not in _TRUTH:
+            raise ConfigError(f"{said}: {key}={value}: must be on or off")
+        return _TRUTH[value]
+    return value
+
+
+def _number(said: str, key: str, value: str) -> int:
+    scale = {"k": 1024, "K": 1024}.get(value[-1:], 1)
+    digits = value[:-1] if scale > 1 else value
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
+        raise ConfigError(f"{said}: {key}={value}: not a number")
+    return int(digits) * scale

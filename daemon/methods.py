@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked of a running daemon: the one table of management methods, and what each answers.
+
+Answers are plain values for JSON, with units in their names (`_bytes`, `_us`). The table is `table`; parameters, their
+checks and the `help` answer come from its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from vhost_scsi import __version__
+from vhost_scsi.daemon import logs
+from vhost_scsi.daemon.config import nearest
+from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_row
+from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
+
+if TYPE_CHECKING:
+    from vhost_scsi.daemon.service import Service, Serving
+
+_PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
+
+
+def table(service: Service) -> Mapping[str, Method]:
+    """The methods of one daemon."""
+    calls = _Calls(service)
+    rows = (
+        Method("status", "what runs here, and how it does", calls.status),
+        Method("lun.list", "logical units and where they are mapped", calls.lun_list),
+        Method("queue.list", "every virtqueue of every port", calls.queue_list),
+        Method(
+            "queue.show",
+            "one virtqueue: indices, flags, ring, and the requests in flight",
+            calls.queue_show,
+            (Param("index", "integer", "0 control, 1 event, from 2 on requests", required=True), _PORT),
+        ),
+        Method("task.list", "requests in flight on all ports", calls.task_list),
+        Method("log.level", "the log level; sets it where one is given", calls.log_level, (
+            Param("level", "string", ", ".join(logs.LEVELS)),
+        )),
+        Method("reload", "reads the configuration file anew, as SIGHUP does", calls.reload),
+        Method("shutdown", "drains and ends the daemon, as SIGTERM does", calls.shutdown),
+    )  # fmt: skip
+    return {row.name: row for row in rows}
+
+
+class _Calls:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def status(self) -> dict[str, Any]:
+        service, core = self._service, self._service.core
+        watch = service.watch
+        return {
+            "name": service.config.name,
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptime_s": round(time.time() - service.started_at, 3),
+            "engine": core.engine_name,
+            "engine_why_not": core.engine_why_not,
+            "poll": service.config.poll,
+            "log_level": logs.get_level(),
+            "control": str(service.control_path),
+            "rss_bytes": _resident(),
+            "descriptors": len(os.listdir("/proc/self/fd")),
+            "loop_stalls": watch.stalls if watch else 0,
+            "loop_longest_stall_us": int(watch.longest * 1e6) if watch else 0,
+            "ports": [self._port(serving) for serving in service.ports.values()],
+            "workers": [
+                {"index": index, **dataclasses.asdict(core.worker_stats(index))}
+                for index in range(service.config.workers)
+            ],
+            "logical_units": len(service.target.units),
+        }
+
+    def _port(self, serving: Serving) -> dict[str, Any]:
+        statuses = serving.device.queue_status()
+        return {
+            "name": serving.name,
+            "transport": "vhost-user",
+            "socket": serving.where,
+            "connected": serving.device.connected or any(status.started for status in statuses),
+            "num_queues": serving.num_queues,
+            "queues_started": sum(status.started for status in statuses),
+            "queues_broken": sum(status.broken for status in statuses),
+            "requests": sum(status.requests for status in statuses),
+            "in_flight": sum(status.in_flight for status in statuses),
+            "luns": len(serving.port.luns),
+        }
+
+    def lun_list(self) -> dict[str, Any]:
+        service = self._service
+        places: dict[str, list[dict[str, Any]]] = {name: [] for name in service.target.units}
+        for serving in service.ports.values():
+            for mapped in serving.port.luns:
+                places[mapped.unit.name].append({"port": serving.name, "target": mapped.target_id, "lun": mapped.lun})
+        units = []
+        for unit in service.target.units.values():
+            store = unit.store
+            units.append(
+                {
+                    "name": unit.name,
+                    "uuid": str(unit.uuid),
+                    "block_size": unit.block_size,
+                    "num_blocks": unit.num_blocks,
+                    "size_bytes": unit.num_blocks * unit.block_size,
+                    "read_only": unit.read_only,
+                    "store": {"kind": store.kind, "info": plain(store.info), "stats": plain(store.stats)},
+                    "stats": plain(unit.stats()),
+                    "mapped": places[unit.name],
+                }
+            )
+        return {"logical_units": units}
+
+    def queue_list(self) -> dict[str, Any]:
+        rows = []
+        for serving in self._service.ports.values():
+            rows += [queue_row(serving.name, status) for status in serving.device.queue_status()]
+        return {"queues": rows}
+
+    async def queue_show(self, index: int, port: str | None = None) -> dict[str, Any]:
+        serving = self._serving(port)
+        statuses = serving.device.queue_status()
+        if not 0 <= index < len(statuses):
+            raise RpcError(REFUSED, f"port {serving.name} has queues 0 to {len(statuses) - 1}, not {index}")
+        units = self._unit_names(serving)
+        tasks = [task for task in await device_tasks(self._service.core, serving.port) if task.queue == index]
+        # On the loop, so that the guest's memory cannot go while it is read; the walker's work is bounded.
+        snapshot = serving.device.walk(index, [task.head for task in tasks])
+        status = serving.device.queue_status()[index]
+        return {
+            "queue": queue_row(serving.name, status),
+            "ring": ring_view(snapshot, status) if snapshot is not None else None,
+            "tasks": [task_row(task, units) for task in tasks],
+        }
+
+    async def task_list(self) -> dict[str, Any]:
+        rows = []
+        for serving in self._service.ports.values():
+            units = self._unit_names(serving)
+            rows += [
+                {"port": serving.name, **task_row(task, units)}
+                for task in await device_tasks(self._service.core, serving.port)
+            ]
+        return {"tasks": rows}
+
+    def log_level(self, level: str | None = None) -> dict[str, Any]:
+        if level is not None:
+            if level not in logs.LEVELS:
+                raise RpcError(INVALID_PARAMS, f"log.level: {level[:64]!r} is none of {', '.join(logs.LEVELS)}")
+            logs.set_level(level)
+        return {"level": logs.get_level()}
+
+    def reload(self) -> dict[str, Any]:
+        self._service.reload()
+        return {"log_level": logs.get_level()}
+
+    def shutdown(self) -> dict[str, Any]:
+        # Later, so that the answer is on its way before the socket is closed.
+        asyncio.get_running_loop().call_soon(self._service.stop, "asked to on the management socket")
+        return {"stopping": True}
+
+    def _serving(self, name: str | None) -> Serving:
+        ports = self._service.ports
+        if name is None:
+            if len(ports) != 1:
+                raise RpcError(REFUSED, f"there are several ports, name one of {', '.join(ports)}")
+            return next(iter(ports.values()))
+        if name not in ports:
+            raise RpcError(REFUSED, f"there is no port {name[:64]!r}{nearest(name[:64], ports)}")
+        return ports[name]
+
+    def _unit_names(self, serving: Serving) -> dict[tuple[int, int], tuple[str, int]]:
+        """Name and block size of the unit at each place."""
+        return {
+            (mapped.target_id, mapped.lun): (mapped.unit.name, mapped.unit.block_size) for mapped in serving.port.luns
+        }
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: dataclasses become objects, enums their names in lower case."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {plain_key(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "name") and hasattr(value, "value"):
+        return str(value.name).lower()
+    if isinstance(value, UUID | Path):
+        return str(value)
+    return value
+
+
+def plain_key(key: Any) -> str:
+    return str(plain(key))
+
+
+def _resident() -> int:
+    """RSS in bytes."""
+    with open("/proc/self/statm") as handle:
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

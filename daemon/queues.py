@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtqueues and the requests in them, as values for the management socket.
+
+Two sources are put side by side: what the data plane knows of its queues and tasks, and what the walker read from the
+guest's memory by itself. It only arranges; nothing here reads a ring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
+
+from vhost_scsi.scsi.commands import parse
+from vhost_scsi.scsi.decode import decode
+from vhost_scsi.virtqueue.chains import Chain, HeadState, Violation
+from vhost_scsi.virtqueue.layout import AvailFlag, UsedFlag
+
+if TYPE_CHECKING:
+    from vhost_scsi.dataplane import Core, TaskSnapshot
+    from vhost_scsi.target import Port
+    from vhost_scsi.vhost_user.device import QueueStatus
+    from vhost_scsi.virtqueue.walker import RingSnapshot
+
+MAX_CHAINS: Final = 256
+"""chains told in full; the strip shows them all"""
+FREE, MEMBER = ".", "-"
+MARKS: Final = {
+    HeadState.POSTED: "P",
+    HeadState.IN_FLIGHT: "F",
+    HeadState.OUTSTANDING: "o",
+    HeadState.USED_UNSEEN: "u",
+}
+LEGEND: Final = {**{mark: state.value for state, mark in MARKS.items()}, MEMBER: "part of a chain", FREE: "free"}
+ATTRIBUTES: Final = ("simple", "ordered", "head of queue", "ACA")
+
+
+def queue_row(port: str, status: QueueStatus) -> dict[str, Any]:
+    """A `QueueStatus` with the name of its port."""
+    return {"port": port, **dataclasses.asdict(status)}
+
+
+async def device_tasks(core: Core, port: Port) -> list[TaskSnapshot]:
+    """The requests of one port in flight, oldest first."""
+    return sorted((task for task in await core.tasks() if task.port == port.cookie), key=lambda task: -task.age_ns)
+
+
+def task_row(task: TaskSnapshot, units: dict[tuple[int, int], tuple[str, int]]) -> dict[str, Any]:
+    """One request in words and numbers. `units` gives name and block size by target and LUN."""
+    name, block_size = units.get((task.target, task.lun), (None, 512))
+    row: dict[str, Any] = {
+        "queue": task.queue,
+        "head": task.head,
+        "target": task.target,
+        "lun": task.lun,
+        "unit": name,
+        "tag": task.tag,
+        "attribute": ATTRIBUTES[task.attribute] if task.attribute < len(ATTRIBUTES) else str(task.attribute),
+        "cdb": task.cdb.hex(),
+        "command": decode(task.cdb),
+        "lba": None,
+        "blocks": None,
+        "in_bytes": task.in_length,
+        "out_bytes": task.out_length,
+        "length_bytes": task.in_length or task.out_length,
+        "segments": task.in_segments + task.out_segments,
+        "age_us": task.age_ns // 1000,
+        "layer": task.layer,
+        "layer_us": task.layer_ns // 1000,
+        "worker": task.worker,
+        "aborted": task.aborted,
+    }
+    command = parse(task.cdb)
+    if command is not None and len(task.cdb) >= command.cdb_length:
+        for field in command.fields:
+            if field.name in ("lba", "blocks"):
+                row[field.name] = command.value(field, task.cdb)
+    if row["blocks"] is not None:
+        row["length_bytes"] = row["blocks"] * block_size
+    return row
+
+
+def ring_view(snapshot: RingSnapshot, status: QueueStatus) -> dict[str, Any]:
+    """What the walker saw in the guest's memory, with the device's own position beside it."""
+    return {
+        "size": snapshot.addresses.size,
+        "desc_address": snapshot.addresses.desc,
+        "avail_address": snapshot.addresses.avail,
+        "used_address": snapshot.addresses.used,
+        "avail_idx": snapshot.avail_idx,
+        "last_avail": status.last_avail,
+        "used_idx": snapshot.used_idx,
+        "avail_flags": _names(AvailFlag, snapshot.avail_flags),
+        "used_flags": _names(UsedFlag, snapshot.used_flags),
+        "used_event": snapshot.used_event,
+        "avail_event": snapshot.avail_event,
+        "outstanding": snapshot.outstanding,
+        "hidden": snapshot.hidden,
+        "moved": snapshot.moved,
+        "truncated": snapshot.truncated,
+        "strip": strip(snapshot),
+        "legend": LEGEND,
+        "chains": [_chain(chain) for chain in snapshot.chains[:MAX_CHAINS]],
+        "violations": [_violation(violation) for violation in snapshot.violations],
+    }
+
+
+def strip(snapshot: RingSnapshot) -> str:
+    """The descriptor table, one character a descriptor."""
+    marks = [FREE] * snapshot.addresses.size
+    for chain in snapshot.chains:
+        for descriptor in chain.descriptors:
+            if not descriptor.indirect and descriptor.index < len(marks):
+                marks[descriptor.index] = MEMBER
+    for head, state in snapshot.heads.items():
+        if head < len(marks):
+            marks[head] = MARKS[state]
+    return "".join(marks)
+
+
+def _chain(chain: Chain) -> dict[str, Any]:
+    return {
+        "head": chain.head,
+        "state": chain.state.value,
+        "descriptors": len(chain.descriptors),
+        "indirect": any(descriptor.indirect for descriptor in chain.descriptors),
+        "readable_bytes": chain.readable_bytes,
+        "writable_bytes": chain.writable_bytes,
+        "violations": [_violation(violation) for violation in chain.violations],
+    }
+
+
+def _violation(violation: Violation) -> dict[str, Any]:
+    return {
+        "rule": violation.rule.name,
+        "text": str(violation.rule),
+        "index": violation.index,
+        "value": violation.value,
+        "forbidden": violation.rule.forbidden,
+    }
+
+
+def _names(flags: Any, value: int | None) -> list[str] | None:
+    """The names of the bits that are set; those without a name as a number."""
+    if value is None:
+        return None
+    names = [flag.name for flag in flags if flag & value]
+    unknown = value & ~sum(int(flag) for flag in flags)
+    return [*names, *([hex(unknown)] if unknown else [])]

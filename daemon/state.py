@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must outlive the process: the UUID of each logical unit that was not given one.
+
+One JSON file in the state directory, replaced as a whole and made durable before it counts: after a crash there is the
+old content or the new one. A UUID belongs to a unit's name and to what its store is, so that another image under an old
+name is another disk to the guest. It keeps no data of guests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from vhost_scsi.errors import ConfigError
+
+SCHEMA: Final = 1
+FILE: Final = "state.json"
+LOCK: Final = "lock"
+_DISK: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def default_directory(name: str) -> Path:
+    """`/var/lib/vhost-scsi/NAME` for root, else below $XDG_STATE_HOME; systemd's $STATE_DIRECTORY goes first."""
+    if systemd := os.environ.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":")[0]) / name
+    if home := os.environ.get("XDG_STATE_HOME"):
+        return Path(home) / "vhost-scsi" / name
+    if os.geteuid() == 0:
+        return Path("/var/lib/vhost-scsi") / name
+    return Path.home() / ".local" / "state" / "vhost-scsi" / name
+
+
+class State:
+    """One state directory. Nothing is written, and no directory made, before there is something to keep."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def uuid_of(self, name: str, identity: str) -> uuid.UUID:
+        """The UUID of the unit `name` over the store `identity`, made at first use and durable on return."""
+        found = self._read().get("units", {}).get(name, {})
+        if found.get("store") == identity and _DISK.fullmatch(str(found.get("uuid"))):
+            return uuid.UUID(found["uuid"])
+        with self._locked():
+            values = self._read()
+            made = uuid.uuid4()
+            values.setdefault("units", {})[name] = {"store": identity, "uuid": str(made)}
+            self._write(values)
+        return made
+
+    def _read(self) -> dict[str, Any]:
+        path = self.directory / FILE
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            return {"schema_version": SCHEMA}
+        except OSError as error:
+            raise ConfigError(f"state directory: {path}: {error.strerror}") from error
+        except ValueError:
+            values = None
+        # A file that nobody but us writes, as a whole: what is not ours must not be overwritten silently.
+        if not isinstance(values, dict) or not isinstance(values.get("units", {}), dict):
+            raise ConfigError(f"state directory: {path} is damaged; remove it to give the logical units new UUIDs")
+        if values.get("schema_version") != SCHEMA:
+            raise ConfigError(
+                f"state directory: {path} has schema_version {values.get('schema_version')}, not {SCHEMA}"
+            )
+        return values
+
+    def _write(self, values: dict[str, Any]) -> None:
+        path, fresh = self.directory / FILE, self.directory / f"{FILE}.new"
+        data = json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"
+        try:
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(fresh, path)
+            self._sync_directory()
+        except OSError as error:
+            raise ConfigError(f"state directory: {path}: {error.strerror}") from error
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time; held for a few milliseconds."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ConfigError(f"state directory: {self.directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a logical unit's configuration to its open store: which store that is, whether somebody else has it, and what
+makes it the same store next time.
+
+The stores themselves, and the grammar of their names, are `vhost_scsi.stores`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from vhost_scsi.daemon.config import LuConfig
+from vhost_scsi.dataplane import Core
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.stores import Store, StoreSpec, open_store_when_free, parse_store, store_from_table
+
+# After kill -9 the kernel still ends the old process's I/O, and keeps its lock meanwhile; a person who started the
+# program twice should not have to wait much longer than that.
+LOCK_PATIENCE: Final = 3.0  # seconds
+
+
+def store_spec(lu: LuConfig) -> StoreSpec:
+    """The store of a unit, read-only down to its file where the unit is. Raises StoreConfigError; opens nothing."""
+    spec = parse_store(lu.url)[0] if lu.url is not None else store_from_table(lu.store or {})
+    return _read_only(spec) if lu.readonly else spec
+
+
+def _read_only(spec: StoreSpec) -> StoreSpec:
+    if spec.lower is not None:
+        return dataclasses.replace(spec, lower=_read_only(spec.lower))
+    if spec.kind == "file":
+        return dataclasses.replace(spec, groups=({**spec.groups[0], "readonly": "on"},))
+    return spec
+
+
+async def open_unit_store(core: Core, name: str, lu: LuConfig) -> Store:
+    """The open store of the unit `name`; the caller owns it. Waits a moment for a lock."""
+    try:
+        return await open_store_when_free(store_spec(lu), core, LOCK_PATIENCE)
+    except ConfigError as error:
+        raise type(error)(f"logical unit {name}: {error}") from None
+
+
+def identity(spec: StoreSpec) -> str:
+    """What makes a store the same one: a file is where it really is, however it was spelled, wrapped or cached."""
+    bottom = _bottom(spec)
+    return file_identity(bottom.target) if bottom.kind == "file" else f"{bottom.kind}:{bottom.target}"
+
+
+def file_identity(path: str) -> str:
+    """The resolved path of a file; a device's numbers."""
+    real = os.path.realpath(path)
+    try:
+        status = os.stat(real)
+    except OSError:
+        return f"file:{real}"
+    if stat.S_ISBLK(status.st_mode):
+        return f"device:{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return f"file:{real}"
+
+
+def check_shared(units: Mapping[str, LuConfig]) -> None:
+    """Refuses two units on one file of which one writes: each believes that its blocks are its own."""
+    seen: dict[str, tuple[str, bool]] = {}
+    for name, lu in units.items():
+        spec = store_spec(lu)
+        bottom = _bottom(spec)
+        if bottom.kind != "file" or bottom.groups[0].get("lock") == "off":
+            continue
+        key, writes = file_identity(bottom.target), _writes(spec)
+        other, other_writes = seen.setdefault(key, (name, writes))
+        if other != name and (writes or other_writes):
+            raise ConfigError(
+                f"logical units {other} and {name} are both on {bottom.target}: map one unit twice, "
+                "or open the file read-only in both"
+            )
+
+
+def _bottom(spec: StoreSpec) -> StoreSpec:
+    while spec.lower is not None:
+        spec = spec.lower
+    return spec
+
+
+def _writes(spec: StoreSpec) -> bool:
+    """Whether the file at the bottom is opened for writing: an overlay only reads it."""
+    while spec.lower is not None:
+        if spec.kind == "overlay":
+            return False
+        spec = spec.lower
+    return spec.groups[0].get("readonly", "off") not in ("on", "yes", "true")
