@@ -66,17 +66,19 @@ core-test: deps ## C tests, plain, and the fuzz corpus replayed under ASan and U
 	@$(CORE) replay
 
 .PHONY: asan
-asan: deps ## C tests and the fuzz corpus under ASan and UBSan
+asan: deps ## C tests, the fuzz corpus and the Python tests over the core, under ASan and UBSan
 	@$(CORE) asan
 	@$(CORE) replay
+	@tests/ci/asan-python
 
 .PHONY: tsan
 tsan: deps ## C tests and stress programs under ThreadSanitizer
 	@$(CORE) tsan
 
 .PHONY: fuzz
-fuzz: deps ## libFuzzer over every C fuzz target, FUZZ_SECONDS=60 each
+fuzz: build ## libFuzzer over every C fuzz target and atheris over vhost-user, FUZZ_SECONDS=60 each
 	@$(CORE) fuzz
+	@tests/ci/fuzz-vhost-user $(FUZZ_SECONDS)
 
 .PHONY: core-cover
 core-cover: build ## C line coverage by the C and the Python tests, printed
