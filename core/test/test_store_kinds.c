@@ -172,6 +172,13 @@ static void test_file_durability(uint32_t flags)
 	CHECK_EQ(rig_engine.syncs, syncs + 2);
 	CHECK_EQ(io(s, VS_IO_UNMAP, VS_IO_FUA, 0, 4096), VS_ERR_NONE);
 	CHECK_EQ(rig_engine.syncs, syncs + 3);
+	/* Interrupted is not failed: it is asked for again. */
+	rig_engine.interrupt = 1;
+	CHECK_EQ(io(s, VS_IO_FLUSH, 0, 0, 0), VS_ERR_NONE);
+	CHECK_EQ(rig_engine.syncs, syncs + 4);
+	rig_engine.interrupt = 1;
+	CHECK_EQ(io(s, VS_IO_ZERO, 0, 0, 4096), VS_ERR_NONE);
+	CHECK_EQ(rig_engine.interrupt, 0);
 	vs_store_destroy(s);
 }
 
@@ -649,6 +656,27 @@ static void test_overlay_one_block(void)
 	vs_store_destroy(s);
 }
 
+/* Who waits for two blocks is not overtaken by somebody who came later and wants one of them. */
+static void test_overlay_order(void)
+{
+	static const uint64_t offsets[] = { 100, 4000, 4096 }, lengths[] = { 10, 200, 10 };
+	struct vs_store *s = NULL;
+	struct shot shots[3];
+	int i;
+
+	CHECK_EQ(vs_store_overlay(rig.core, delayed(memory(SIZE), 20), NULL, 4096, &s, why, sizeof(why)), 0);
+	for (i = 0; i < 3; i++) {
+		shot_set(&shots[i], s, VS_IO_WRITE, 0, offsets[i], lengths[i], data);
+		shot_send(&rig, &shots[i], 0);
+	}
+	/* Alone, the third would be through in half of the time that the first takes. */
+	CHECK_EQ(shot_wait(&rig, &shots[0]), VS_ERR_NONE);
+	CHECK(!shots[2].ended);
+	CHECK_EQ(shot_wait(&rig, &shots[2]), VS_ERR_NONE);
+	CHECK(shots[1].ended);
+	vs_store_destroy(s);
+}
+
 static void test_python(void)
 {
 	struct rig_python side = { .data = calloc(1, SIZE), .size = SIZE };
@@ -754,6 +782,7 @@ static void with_engine(uint32_t engine)
 	test_overlay();
 	test_overlay_errors();
 	test_overlay_one_block();
+	test_overlay_order();
 	test_python();
 	test_control();
 	test_errno();
