@@ -66,10 +66,17 @@ static const struct { uint8_t key; uint16_t asc_ascq; } sense_of_error[VS_ERR_KI
 	[VS_ERR_ABORTED] = { VS_SK_ABORTED_COMMAND, VS_ASC_NO_ADDITIONAL_SENSE_INFORMATION },
 };
 
+/* A failed flush is latched by the store: from now on Python decides what may still be promised, and is told once. */
+static void tell_failed(struct vs_lu *lu, struct vs_store *store, struct vs_worker *w)
+{
+	if (!atomic_load(&store->flush_failed) || (atomic_fetch_or(&lu->gate, VS_GATE_STORE_FAILED) & VS_GATE_STORE_FAILED))
+		return;
+	vs_upcall_new(w->core, VS_UP_STORE_FAILED, w->index, lu->cookie, 0, 0, NULL);
+}
+
 static bool store_error(struct vs_task *t, int32_t err)
 {
-	if (t->io.op == VS_IO_FLUSH && err != VS_ERR_ABORTED && !(atomic_fetch_or(&t->lu->gate, VS_GATE_STORE_FAILED) & VS_GATE_STORE_FAILED))
-		vs_upcall_new(t->w->core, VS_UP_STORE_FAILED, t->w->index, t->lu->cookie, 0, 0, NULL);
+	tell_failed(t->lu, t->io.store, t->w);
 	if (err == VS_ERR_BUSY) {
 		t->status = VS_STATUS_BUSY;
 		return ENDED;
@@ -227,8 +234,8 @@ static void detached_done(struct vs_io *io)
 {
 	struct vs_lu *lu = io->owner;
 
-	if (io->err && !(atomic_fetch_or(&lu->gate, VS_GATE_STORE_FAILED) & VS_GATE_STORE_FAILED))
-		vs_upcall_new(lu->core, VS_UP_STORE_FAILED, io->w->index, lu->cookie, 0, 0, NULL);
+	if (io->err)
+		tell_failed(lu, io->store, io->w);
 	vs_unpin(io->w, &lu->pins);
 	vs_io_put(io->w, io);
 }

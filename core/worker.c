@@ -212,8 +212,7 @@ static void wake_ready(struct vs_worker *w, struct vs_source *s, uint32_t events
 static void wake_removed(struct vs_worker *w, struct vs_source *s)
 {
 	(void)w;
-	close(s->fd);
-	s->fd = -1;
+	s->fd = -1; /* whoever stops us may still write to it: vs_worker_fini closes it */
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -311,7 +310,6 @@ void vs_worker_stop(struct vs_worker *w)
 	vs_worker_wake(w);
 	pthread_join(w->thread, NULL);
 	w->started = false;
-	w->wake_fd = -1;
 }
 
 void vs_worker_fini(struct vs_worker *w)

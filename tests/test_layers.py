@@ -21,7 +21,8 @@ PACKAGE = ROOT / "vhost_scsi"
 
 # What each part may import, itself aside. The exception tree and the version are everybody's.
 EVERYBODY = {"errors", "__version__"}
-BASE = {"dataplane", "scsi"}
+# `_core` is the compiled module: its calls are the data plane's interface, and `dataplane` what all callers share.
+BASE = {"dataplane", "scsi", "_core"}
 UP_TO_VIRTQUEUE = BASE | {"stores", "virtqueue"}
 UP_TO_TARGET = UP_TO_VIRTQUEUE | {"target"}
 TRANSPORTS = {"vhost_user", "iscsi", "hba"}
@@ -31,8 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataplane": {"_core"},
     "scsi": set(),
     "stores": BASE,
-    # Ring accessors are C functions of the compiled module: they take raw addresses, and want no binding in between.
-    "virtqueue": BASE | {"stores", "_core"},
+    "virtqueue": BASE | {"stores"},
     "target": UP_TO_VIRTQUEUE,
     # The transports never import each other.
     **dict.fromkeys(TRANSPORTS, UP_TO_TARGET),
