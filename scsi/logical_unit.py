@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,7 +53,8 @@ LOG: Final = logging.getLogger("vhost_scsi.control")
 LOG_INTERVAL: Final = 1.0
 """seconds between two lines about failing handlers"""
 
-Cancel = Callable[[], Awaitable[object]]
+Cancel = Callable[[], Awaitable[Iterable[ITL] | None]]
+"""ends what the data plane holds; says which nexuses lost tasks by it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,37 +348,40 @@ class LogicalUnit:
 
     @asynccontextmanager
     async def _ended(
-        self, scope: ITL | None, match: Callable[[Task], bool], cancel: Cancel | None
-    ) -> AsyncIterator[list[Task]]:
-        """Ends the matching tasks; until the block is left no task (of that nexus) starts."""
+        self, scope: ITL | None, match: Callable[[Task], bool], cancel: Cancel | None, *, others: bool = False
+    ) -> AsyncIterator[tuple[list[Task], set[ITL]]]:
+        """Ends the matching tasks; until the block is left no task (of that nexus) starts. Gives those that Python knew
+        of, and the nexuses of all. `others`: the nexus has tasks that do not match, and that nobody waits for."""
         gate = self.gate if scope is None else scope.gate
         self._tasks.hold(GateBit.TMF, scope)
         gate.close(GateBit.TMF)
         try:
             tasks = self._tasks.abort(match)
-            if cancel is not None:
-                await cancel()
-            await gate.fence(GateBit.TMF)
+            lost = set() if cancel is None else set(await cancel() or ())
+            # C has taken what the rings still held, and what of it was Python's has arrived meanwhile.
+            tasks += [task for task in self._tasks.abort(match) if task not in tasks]
+            if cancel is None or not others:
+                await gate.fence(GateBit.TMF)
             await self._tasks.ended(tasks)
-            yield tasks
+            yield tasks, lost | {task.itl for task in tasks}
         finally:
             self._tasks.release(GateBit.TMF, scope)
             self._tasks.pump()
             self._open_if_free(GateBit.TMF, scope)
 
     async def abort_task(self, itl: ITL, tag: int, cancel: Cancel | None = None) -> list[Task]:
-        async with self._ended(itl, lambda task: task.itl is itl and task.tag == tag, cancel) as tasks:
+        async with self._ended(itl, lambda task: task.itl is itl and task.tag == tag, cancel, others=True) as (tasks, _):
             return tasks
 
     async def abort_task_set(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:
-        async with self._ended(itl, lambda task: task.itl is itl, cancel) as tasks:
+        async with self._ended(itl, lambda task: task.itl is itl, cancel) as (tasks, _):
             return tasks
 
     async def clear_task_set(self, by: ITL, cancel: Cancel | None = None) -> list[Task]:
         """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared."""
-        async with self._ended(None, lambda task: True, cancel) as tasks:
+        async with self._ended(None, lambda task: True, cancel) as (tasks, lost):
             for itl in self.itls:
-                if itl is not by and any(task.itl is itl for task in tasks):
+                if itl is not by and itl in lost:
                     itl.establish(sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
             return tasks
 
@@ -389,7 +393,7 @@ class LogicalUnit:
 
     async def logical_unit_reset(self, by: ITL | None = None, cancel: Cancel | None = None) -> list[Task]:
         """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, every nexus learns of it, `by` too."""
-        async with self._ended(None, lambda task: True, cancel) as tasks:
+        async with self._ended(None, lambda task: True, cancel) as (tasks, _):
             async with self._alone:
                 try:
                     await self.set_mode(self.mode.all_defaults())
@@ -401,6 +405,6 @@ class LogicalUnit:
 
     async def nexus_lost(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:
         """SAM-5 6.3.4: the nexus's tasks end; should it come back it learns of it. Other nexuses notice nothing."""
-        async with self._ended(itl, lambda task: task.itl is itl, cancel) as tasks:
+        async with self._ended(itl, lambda task: task.itl is itl, cancel) as (tasks, _):
             itl.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
             return tasks

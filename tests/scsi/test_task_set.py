@@ -421,16 +421,26 @@ def test_task_management_is_answered_when_nothing_is_in_flight(lu, of_nexus):
     assert not gate.bits & GateBit.TMF
 
 
-def test_tasks_that_arrive_during_task_management_wait(script, lu):
-    async def abort():
-        aborting = lu.loop.create_task(lu.unit.clear_task_set(lu.itl, cancel))
-        await aborting
+def test_tasks_that_arrive_while_c_empties_its_rings_are_aborted_too(script, lu):
+    """The initiator placed them before the function (SAM-5 7.1), only we had not seen them."""
 
     async def cancel():
         lu.unit.submit(lu.task("INQUIRY"), lambda outcome: script.log.append(("late", outcome)))
         assert not script.log
 
-    lu.run(abort())
+    (late,) = lu.run(lu.unit.clear_task_set(lu.itl, cancel))
+    assert late.cdb[0] == 0x12
+    assert isinstance(script.outcome("late"), Aborted)
+
+
+def test_tasks_that_arrive_during_task_management_wait(script, lu):
+    lu.gate.in_flight_ended.clear()
+    clearing = lu.loop.create_task(lu.unit.clear_task_set(lu.itl))
+    lu.settle()
+    lu.unit.submit(lu.task("INQUIRY"), lambda outcome: script.log.append(("late", outcome)))
+    assert not script.log
+    lu.gate.in_flight_ended.set()
+    lu.run(clearing)
     assert script.outcome("late").status is Status.GOOD
 
 

@@ -134,6 +134,8 @@ class Core:
         self.answers: Final = Answers(self.handle)
         self._decide: Callable[[PyTask], None] | None = None
         self._backlog: Final[OrderedDict[int, deque[PyTask]]] = OrderedDict()
+        self._decided: Final[dict[int, int]] = {}
+        """tasks given to `decide` so far, by port"""
         self._waiting: Final[dict[int, tuple[asyncio.Future[list[Reply]], list[Reply], int]]] = {}
         self._listeners: Final[dict[tuple[int, int], Callable[[Any], None]]] = {}
         self._done: Final[dict[int, Callable[[int], None]]] = {}
@@ -239,6 +241,13 @@ class Core:
             reply = await self.message(ask)
             found += [_snapshot(buffer[i]) for i in range(reply.aux)]
         return found
+
+    async def caught_up(self) -> None:
+        """Returns when every task that has been received was given to `decide`."""
+        due = {port: self._decided.get(port, 0) + len(tasks) for port, tasks in self._backlog.items()}
+        # As long as there is a backlog, `_work` is due in each turn of the loop.
+        while any(self._decided.get(port, 0) < count for port, count in due.items()):
+            await asyncio.sleep(0)
 
     # ---- epochs and pins -------------------------------------------------------------------------------------------
 
@@ -378,6 +387,7 @@ class Core:
             self._backlog.move_to_end(port)
             if not tasks:
                 del self._backlog[port]
+            self._decided[port] = self._decided.get(port, 0) + 1
             self._decide_one(task)
         self.answers.flush()
         self._open_gates()

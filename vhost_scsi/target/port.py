@@ -114,7 +114,7 @@ class Port:
         mapped = self._mapped.pop((target_id, lun))
         if self.on_luns is not None:
             await self.on_luns()
-        await mapped.unit.logical_unit.detach(mapped.itl, self._target.canceller(mapped.unit, nexus=mapped))
+        await mapped.unit.logical_unit.detach(mapped.itl, self._target.canceller(mapped))
         await self.core.quiesce(lib.vs_nexus_pins(mapped.handle), mapped)
         self._target.nexus_removed(mapped)
         mapped.gate.gone = True
@@ -126,6 +126,6 @@ class Port:
             unit = mapped.unit
             unit.abort_response = lib.VS_RESP_RESET
             try:
-                await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(unit, nexus=mapped))
+                await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
             finally:
                 unit.abort_response = lib.VS_RESP_ABORTED

@@ -5,12 +5,13 @@ the logical unit it is for.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from vhost_scsi._core import lib
 from vhost_scsi.dataplane import Core, PyTask
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi.logical_unit import Cancel
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
 from vhost_scsi.stores import Store
@@ -111,8 +112,12 @@ class Target:
 
     # ---- task management -------------------------------------------------------------------------------------------
 
-    def canceller(self, unit: Unit, *, nexus: MappedLun | None = None) -> Callable[[], Awaitable[object]]:
-        return tmf.canceller(self.core, unit, nexus=nexus)
+    def nexuses_of(self, unit: Unit) -> list[MappedLun]:
+        """Every I_T_L nexus of the unit, whatever its port."""
+        return [mapped for mapped in self._mapped.values() if mapped.unit is unit]
+
+    def canceller(self, mapped: MappedLun) -> Cancel:
+        return tmf.canceller(self.core, mapped.unit, [mapped])
 
     async def task_management(
         self, port: Port, function: TaskManagementFunction, target_id: int, lun: int, tag: int = 0

@@ -5,7 +5,7 @@ end or to look for what it holds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from vhost_scsi.scsi.task import ServiceResponse
 
 if TYPE_CHECKING:
     from vhost_scsi.dataplane import Core
+    from vhost_scsi.scsi.logical_unit import Cancel
+    from vhost_scsi.scsi.nexus import ITL
     from vhost_scsi.target.port import MappedLun, Port
     from vhost_scsi.target.unit import Unit
 
@@ -31,16 +33,14 @@ class TaskManagementFunction(Enum):
     QUERY_TASK_SET = auto()
 
 
-async def post(core: Core, unit: Unit, action: int, *, nexus: MappedLun | None = None, tag: int | None = None) -> int:
+async def post(core: Core, unit: Unit, action: int, *, nexus: MappedLun, tag: int | None = None) -> int:
     """Asks every worker; returns how many tasks matched, when those that were aborted have ended."""
     tmf = ffi.new("struct vs_tmf *")
     tmf.lu = unit.handle
-    tmf.match = lib.VS_TMF_LU
+    tmf.nexus = nexus.handle
+    tmf.match = lib.VS_TMF_LU | lib.VS_TMF_NEXUS
     tmf.action = action
     tmf.response = unit.abort_response
-    if nexus is not None:
-        tmf.nexus = nexus.handle
-        tmf.match |= lib.VS_TMF_NEXUS
     if tag is not None:
         tmf.tag = tag
         tmf.match |= lib.VS_TMF_TAG
@@ -49,16 +49,19 @@ async def post(core: Core, unit: Unit, action: int, *, nexus: MappedLun | None =
         tmf.cookie = cookie
         lib.vs_tmf_post(core.handle, tmf)
 
-    return sum(reply.aux for reply in await core.each_worker(send))
+    matched = sum(reply.aux for reply in await core.each_worker(send))
+    # The workers have popped all that their rings held. What of it is Python's must be in the task sets before anybody
+    # looks for it there.
+    await core.caught_up()
+    return matched
 
 
-def canceller(
-    core: Core, unit: Unit, *, nexus: MappedLun | None = None, tag: int | None = None
-) -> Callable[[], Awaitable[object]]:
-    """What the SCSI core calls to end the tasks that C holds."""
+def canceller(core: Core, unit: Unit, nexuses: Sequence[MappedLun], tag: int | None = None) -> Cancel:
+    """What the SCSI core calls to end the tasks that C holds for these nexuses of the unit."""
 
-    async def cancel() -> int:
-        return await post(core, unit, lib.VS_TMF_ABORT, nexus=nexus, tag=tag)
+    async def cancel() -> list[ITL]:
+        # One after the other: which of them lost tasks decides who is told.
+        return [each.itl for each in nexuses if await post(core, unit, lib.VS_TMF_ABORT, nexus=each, tag=tag)]
 
     return cancel
 
@@ -72,16 +75,16 @@ async def run(
         return await _nexus_reset(port, target_id)
     if mapped is None:
         return ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER
-    unit, itl, lu = mapped.unit, mapped.itl, mapped.unit.logical_unit
+    unit, itl, lu, target = mapped.unit, mapped.itl, mapped.unit.logical_unit, port.target
     match function:
         case TaskManagementFunction.ABORT_TASK:
-            await lu.abort_task(itl, tag, canceller(core, unit, nexus=mapped, tag=tag))
+            await lu.abort_task(itl, tag, canceller(core, unit, [mapped], tag))
         case TaskManagementFunction.ABORT_TASK_SET:
-            await lu.abort_task_set(itl, canceller(core, unit, nexus=mapped))
+            await lu.abort_task_set(itl, canceller(core, unit, [mapped]))
         case TaskManagementFunction.CLEAR_TASK_SET:
-            await lu.clear_task_set(itl, canceller(core, unit))
+            await lu.clear_task_set(itl, canceller(core, unit, target.nexuses_of(unit)))
         case TaskManagementFunction.LOGICAL_UNIT_RESET:
-            await _reset(unit, lambda: lu.logical_unit_reset(itl, canceller(core, unit)))
+            await _reset(unit, lambda: lu.logical_unit_reset(itl, canceller(core, unit, target.nexuses_of(unit))))
         case TaskManagementFunction.QUERY_TASK:
             found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag)
             return _found(found > 0 or lu.query_task(itl, tag))
@@ -112,6 +115,6 @@ async def _nexus_reset(port: Port, target_id: int) -> ServiceResponse:
         return ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER
     for each in mapped:
         unit, lu, itl = each.unit, each.unit.logical_unit, each.itl
-        cancel = canceller(port.core, unit, nexus=each)
+        cancel = canceller(port.core, unit, [each])
         await _reset(unit, lambda lu=lu, itl=itl, cancel=cancel: lu.nexus_lost(itl, cancel))  # type: ignore[misc]
     return ServiceResponse.FUNCTION_COMPLETE

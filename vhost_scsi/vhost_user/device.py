@@ -11,9 +11,9 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core
@@ -31,6 +31,7 @@ from vhost_scsi.virtqueue.walker import Positions, RingSnapshot, walk
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
 
+T = TypeVar("T")
 LOG: Final = logging.getLogger("vhost_scsi.data")
 MAX_MEM_SLOTS: Final = 509
 DEFAULT_CREDIT: Final = 128
@@ -147,6 +148,7 @@ class VirtioScsiDevice:
         self._channel: socket.socket | None = None
         self._pending: set[asyncio.Future[Any]] = set()
         self._starting: dict[int, asyncio.Future[None]] = {}
+        self._changes: set[asyncio.Task[Any]] = set()
         self._log = LimitedLog(LOG)
         self._control = control_queue.ControlQueue(core, port)
         core.listen(lib.VS_UP_CTRL, port.cookie, lambda up: self._control.arrived(up.ctrl))
@@ -191,36 +193,49 @@ class VirtioScsiDevice:
     # ---- memory ----------------------------------------------------------------------------------------------------
 
     async def set_mem_table(self, regions: Sequence[MemoryRegion]) -> None:
-        await self._replace_map(list(regions), taken=list(regions))
+        await self._change_map([], regions)
 
     async def add_mem_region(self, region: MemoryRegion) -> None:
-        await self._replace_map([*self._regions(), region], taken=[region])
+        await self._change_map(self._regions(), [region])
 
     async def remove_mem_region(self, region: MemoryRegion) -> None:
-        left = [each for each in self._regions() if each.guest_addr != region.guest_addr]
-        await self._replace_map(left, taken=[])
-        if region.fd >= 0:
-            os.close(region.fd)
+        await self._change_map([each for each in self._regions() if each.guest_addr != region.guest_addr], [])
 
     def _regions(self) -> list[MemoryRegion]:
         return self._map.regions if self._map else []
 
-    async def _replace_map(self, regions: list[MemoryRegion], taken: list[MemoryRegion]) -> None:
-        """`taken`: those whose descriptors become ours if this succeeds."""
-        new = self._create_map(regions)
+    async def _change_map(self, kept: Sequence[MemoryRegion], added: Sequence[MemoryRegion]) -> None:
+        """The map keeps duplicates of what is added: a session that is cancelled closes what it gave us."""
+        ours: list[MemoryRegion] = []
+        try:
+            for region in added:
+                ours.append(replace(region, fd=os.dup(region.fd)))
+            new = self._create_map([*kept, *ours])
+        except BaseException:
+            for region in ours:
+                os.close(region.fd)
+            raise
+        await self._whole(self._replace_map(new))
+        for region in added:
+            os.close(region.fd)
+
+    async def _replace_map(self, new: _Map) -> None:
         old, self._map = self._map, new
-        kept = {region.fd for region in regions}
         for index, ring in enumerate(self._rings):
             if ring.running:
                 await self._remap(index, new.handle)
         if old is not None:
-            await self._core.quiesce(lib.vs_memmap_pins(old.handle), old)
-            lib.vs_memmap_destroy(old.handle)
-            for region in old.regions:
-                if region.fd not in kept:
-                    os.close(region.fd)
+            await self._drop_map(old, {region.fd for region in new.regions})
         for index in range(self.num_queues):
             await self._try_start(index)
+
+    async def _drop_map(self, old: _Map, kept: set[int]) -> None:
+        """Returns when nobody uses the map any more; `kept`: descriptors that the next one has, too."""
+        await self._core.quiesce(lib.vs_memmap_pins(old.handle), old)
+        lib.vs_memmap_destroy(old.handle)
+        for region in old.regions:
+            if region.fd not in kept:
+                os.close(region.fd)
 
     def _create_map(self, regions: list[MemoryRegion]) -> _Map:
         table = ffi.new("struct vs_region[]", max(len(regions), 1))
@@ -303,6 +318,9 @@ class VirtioScsiDevice:
         await self._core.message(lambda cookie: lib.vs_queue_enable(self.handle, index, int(enabled), cookie))
 
     async def get_vring_base(self, index: int) -> int:
+        return await self._whole(self._get_vring_base(index))
+
+    async def _get_vring_base(self, index: int) -> int:
         await self._settle(index)
         ring = self._rings[index]
         ring.armed = False
@@ -313,6 +331,9 @@ class VirtioScsiDevice:
         return ring.base
 
     async def reset_device(self) -> None:
+        await self._whole(self._reset_device())
+
+    async def _reset_device(self) -> None:
         await self._end_requests()
         for ring in self._rings:
             ring.num, ring.addr, ring.base = 0, None, 0
@@ -320,6 +341,13 @@ class VirtioScsiDevice:
             _close(ring.kick)
             ring.kick = None
         self.status = 0
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Carries the work out to its end even if the caller is cancelled: half a change cannot be undone."""
+        task = asyncio.ensure_future(work)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
     # A message that needs no answer of ours is still carried out in the order it was sent: the data plane's inbox keeps
     # the order of one thread. Only a start has to be waited for, because it decides whether the ring runs.
@@ -400,13 +428,16 @@ class VirtioScsiDevice:
 
     async def disconnected(self) -> None:
         """The front end is gone, however it went. The device is as new for the next one."""
+        await self._whole(self._disconnect())
+
+    async def _disconnect(self) -> None:
+        others = self._changes - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others)
         await self._end_requests()
         old, self._map = self._map, None
         if old is not None:
-            await self._core.quiesce(lib.vs_memmap_pins(old.handle), old)
-            lib.vs_memmap_destroy(old.handle)
-            for region in old.regions:
-                os.close(region.fd)
+            await self._drop_map(old, set())
         for ring in self._rings:
             for fd in (ring.kick, ring.call, ring.err):
                 _close(fd)
