@@ -166,6 +166,7 @@ def _media(
     direction: Direction,
     fields: tuple[Field, ...],
     *,
+    parameter_list_max: int = 0,
     requires: Feature = Feature.NONE,
 ) -> Command:
     conflict = Conflict.ALLOWED
@@ -179,6 +180,7 @@ def _media(
         gate_mask,
         direction=direction,
         media=media,
+        parameter_list_max=parameter_list_max,
         conflict=conflict,
         requires=requires,
         fields=fields,
@@ -277,7 +279,16 @@ COMMANDS: Final[tuple[Command, ...]] = (
         (*_RANGE_10, *_IMMED),
     ),
     _media("WRITE SAME(10)", "41 08 FF FF FF FF 00 FF FF 00", _WRITES, _M.WRITE_SAME, _OUT, (*_RANGE_10, *_UNMAP)),
-    _media("UNMAP", "42 00 00 00 00 00 00 FF FF 00", _WRITES, _M.UNMAP, _OUT, (_list(7, 2),), requires=Feature.UNMAP),
+    _media(
+        "UNMAP",
+        "42 00 00 00 00 00 00 FF FF 00",
+        _WRITES,
+        _M.UNMAP,
+        _OUT,
+        (_list(7, 2),),
+        parameter_list_max=PARAMETER_LIST_BYTES - 1,
+        requires=Feature.UNMAP,
+    ),
     _python(
         "MODE SELECT(10)",
         "55 10 00 00 00 00 00 FF FF 00",
