@@ -34,8 +34,9 @@ def test_media_rows_have_no_handler_and_others_have_one(row):
 
 
 @by_name
-def test_only_commands_with_data_out_take_a_parameter_list(row):
-    assert not row.parameter_list_max or (row.direction is Direction.OUT and row.media is MediaOp.NONE)
+def test_a_command_takes_a_parameter_list_when_its_cdb_says_how_long_one_is(row):
+    assert (row.parameter_list_max > 0) == (row.field("parameter_list_length") is not None)
+    assert not row.parameter_list_max or row.direction is Direction.OUT
 
 
 @by_name
