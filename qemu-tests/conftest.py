@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the builders stand beside the 
 
 import image
 import initrd
+from backend import bed as bed
+from backend import shared_bed as shared_bed
 
 from vhost_scsi.qemu import Accel, Firmware, Guest, GuestConfig, Qemu, choose_accel, find_qemu
 
