@@ -29,6 +29,7 @@ class Sample:
 
     iops: float
     clean_iops: float
+    top_iops: float  # nine tenths of those windows were slower
     clean: float  # share of such windows
     seconds: float
     submitted: int

@@ -52,7 +52,7 @@ def test_a_ring_that_is_too_small_is_an_error_and_no_result() -> None:
 
 
 def sample_of(clean_iops: float) -> ring.Sample:
-    return ring.Sample(1.0, clean_iops, 1.0, 0.1, 1, 1, 1, 1, 1.0, 1.0, 1.0, "none")
+    return ring.Sample(1.0, clean_iops, clean_iops, 1.0, 0.1, 1, 1, 1, 1, 1.0, 1.0, 1.0, "none")
 
 
 def test_quotients_are_taken_round_by_round() -> None:
