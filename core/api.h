@@ -16,6 +16,7 @@ typedef struct vs_vdev vs_vdev;
 typedef struct vs_pins vs_pins;
 typedef struct vs_io vs_io;
 typedef struct vs_ctrl vs_ctrl;
+typedef struct vs_ipdu vs_ipdu;
 
 /* ---- life cycle ---------------------------------------------------------------------------------------------------------------- */
 
@@ -52,6 +53,8 @@ enum vs_upcall_kind {
 	VS_UP_QUEUE_ERROR = 7, /* queue aux of device cookie stopped: err = -enum vs_ring_rule */
 	VS_UP_STORE_IO = 8,  /* a store written in Python has work: io; cookie = the store's */
 	VS_UP_BROKEN = 9,    /* memory under a map or a store was truncated: cookie = the owner's */
+	VS_UP_IPDU = 11,     /* an iSCSI PDU for Python: pdu; cookie = the connection's */
+	VS_UP_ICONN = 12,    /* something happened to the iSCSI connection cookie: aux = enum vs_iconn_event */
 	VS_UP_STORE_FAILED = 10, /* a flush failed for the first time: cookie = the LU's */
 };
 
@@ -65,6 +68,7 @@ struct vs_upcall {
 	vs_task *task;
 	vs_ctrl *ctrl;
 	vs_io *io;
+	vs_ipdu *pdu;
 };
 
 enum vs_layer { VS_LAYER_RING = 0, VS_LAYER_GATE = 1, VS_LAYER_CORE = 2, VS_LAYER_PYTHON = 3, VS_LAYER_STORE = 4, VS_LAYER_COMPLETION = 5 };
@@ -362,6 +366,76 @@ void vs_ctrl_reply(vs_core *core, vs_ctrl *ctrl, const uint8_t *data, uint32_t l
 int vs_vdev_event(vs_vdev *vdev, const uint8_t *event, uint64_t cookie);
 
 const char *vs_ring_rule_name(int rule);
+
+/* ---- iSCSI: the full-feature phase ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct vs_isession vs_isession;
+typedef struct vs_iconn vs_iconn;
+
+/* A session and all its connections live on one worker. Keys as negotiated (RFC 7143 13). */
+struct vs_isession_params {
+	uint64_t cookie;
+	uint32_t worker;
+	uint32_t exp_cmd_sn;        /* the next command to be taken */
+	uint32_t queue_depth;       /* commands at once: the command window */
+	uint32_t max_burst;         /* MaxBurstLength, bytes */
+	uint32_t first_burst;       /* FirstBurstLength */
+	uint32_t max_outstanding_r2t;
+	uint32_t credit;            /* tasks of this session in Python at once */
+	uint32_t max_transfer;      /* bytes that one command may move */
+	uint64_t buffer_limit;      /* bytes of data buffers at once; what needs more waits */
+	uint8_t initial_r2t;
+	uint8_t immediate_data;
+	uint8_t reserved[6];
+};
+int vs_isession_create(vs_core *core, const struct vs_isession_params *params, vs_isession **out);
+int vs_isession_set_luns(vs_isession *session, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie); /* VS_UP_DONE; target must be 0 */
+int vs_isession_destroy(vs_isession *session, uint64_t cookie); /* VS_UP_DONE; every connection is closed, every task has ended */
+
+struct vs_iconn_params {
+	uint64_t cookie;
+	int32_t fd;                 /* the connection owns it from here; non-blocking */
+	uint32_t stat_sn;           /* of the next response */
+	uint32_t max_send_segment;  /* the initiator's MaxRecvDataSegmentLength, bytes */
+	uint32_t max_recv_segment;  /* ours */
+	uint8_t header_digest;      /* CRC32C */
+	uint8_t data_digest;
+	uint16_t cid;
+	uint32_t leftover_length;
+	const uint8_t *leftover;    /* what was read beyond the login */
+};
+int vs_iconn_start(vs_isession *session, const struct vs_iconn_params *params, vs_iconn **out);
+/* Ends the connection and its commands; VS_UP_DONE when the last has ended and *conn is gone. */
+int vs_iconn_close(vs_iconn *conn, uint64_t cookie);
+
+enum vs_isend_flag { VS_ISEND_STATUS = 1 /* carries and advances StatSN */, VS_ISEND_CLOSE = 2 /* close the socket after it */ };
+/* Queues a PDU of Python's: StatSN, ExpCmdSN, MaxCmdSN, lengths and digests are filled in here. */
+int vs_iconn_send(vs_iconn *conn, const uint8_t *bhs, const uint8_t *data, uint32_t length, uint32_t flags);
+
+enum vs_iconn_event {
+	VS_ICONN_PEER_CLOSED = 1, VS_ICONN_SOCKET_ERROR = 2, VS_ICONN_HEADER_DIGEST = 3, VS_ICONN_DATA_DIGEST = 4, VS_ICONN_SEGMENT_TOO_LONG = 5,
+	VS_ICONN_BURST = 6 /* more data than was asked for, or at another offset */, VS_ICONN_NO_MEMORY = 7, VS_ICONN_SENT_LAST = 8, VS_ICONN_PROTOCOL = 9,
+};
+/* VS_UP_ICONN: aux = enum vs_iconn_event. After any but DATA_DIGEST nothing more is read; the connection waits for vs_iconn_close. */
+/* VS_UP_IPDU: a PDU for Python: pdu. */
+struct vs_ipdu_info {
+	uint64_t session_cookie;
+	uint64_t conn_cookie;
+	const uint8_t *bhs;         /* 48 bytes */
+	const uint8_t *ahs;
+	const uint8_t *data;
+	uint32_t ahs_length;
+	uint32_t data_length;
+};
+void vs_ipdu_info(const vs_ipdu *pdu, struct vs_ipdu_info *out);
+void vs_ipdu_done(vs_core *core, vs_ipdu *pdu);
+
+struct vs_iconn_info {
+	uint64_t rx_bytes, tx_bytes, rx_pdus, tx_pdus, commands, r2ts, last_heard_ns;
+	uint32_t stat_sn, exp_cmd_sn, max_cmd_sn, active, digest_errors, waiting_buffer;
+};
+void vs_iconn_info(const vs_iconn *conn, struct vs_iconn_info *out);
+uint32_t vs_crc32c_of(uint32_t crc, const uint8_t *data, uint64_t length);
 
 /* ---- barriers for the Python side of a ring ------------------------------------------------------------------------------------------------ */
 

@@ -213,6 +213,9 @@ static void hand_over(struct vs_core *c, struct vs_upnode *n, struct vs_upcall *
 	case VS_UP_STORE_IO:
 		up->io = n->object;
 		break;
+	case VS_UP_IPDU:
+		up->pdu = n->object;
+		break;
 	case VS_UP_EPOCH:
 		/* Read the newest: the worker may have moved on before it could send again. */
 		atomic_store(&c->workers[n->worker].epoch_sent, 0);

@@ -445,6 +445,7 @@ struct vs_task_ops {
 	const char *name;
 	void (*complete)(struct vs_task *t); /* worker: the task has ended; send status; the task may be used anew after this */
 	void (*describe)(const struct vs_task *t, struct vs_task_info *out); /* queue, head, port */
+	void (*withdraw)(struct vs_task *t); /* aborted while listed in layer RING, before vs_task_submit: finish it. Needed by who lists tasks early */
 };
 
 /* Tasks in Python at once, of one port (device, session): what is beyond is not popped (virtio) or gets TASK SET FULL. */

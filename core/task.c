@@ -277,7 +277,7 @@ int vs_task_submit(struct vs_task *t)
 	t->layer = VS_LAYER_GATE;
 	t->born_ns = t->layer_ns = t->w->now_ns;
 	t->started = t->aborted = false;
-	t->listed = t->notify = false;
+	t->notify = false;
 	t->tmf = NULL;
 	t->param = NULL;
 	t->param_length = 0;
@@ -371,6 +371,8 @@ static void abort_task(struct vs_task *t, struct vs_tmf_run *run)
 	run->pending++;
 	if (t->started)
 		vs_media_cancel(t);
+	else if (t->layer == VS_LAYER_RING)
+		t->ops->withdraw(t);
 }
 
 /* Commands that the initiator placed before the TMF count, popped or not (SAM-5 7.1): take what the rings hold. */

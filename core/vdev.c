@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A virtio-scsi device as the control plane sees it: creation, the LUN map, and messages that have a queue's worker start, stop or change the
+ * A virtio-scsi device as the control plane sees it: creation, and messages that have a queue's worker start, stop or change the
  * queue. What a queue does is in vqueue.c.
  */
 #include <stdlib.h>
@@ -34,93 +34,16 @@ int vs_vdev_create(vs_core *c, const struct vs_vdev_params *p, vs_vdev **out)
 	return 0;
 }
 
-static void lunmap_free(struct vs_lunmap *map)
-{
-	if (!map)
-		return;
-	for (int i = 0; i < 256; i++)
-		free(map->targets[i]);
-	free(map);
-}
-
 void vs_vdev_destroy(vs_vdev *d)
 {
-	lunmap_free(atomic_load(&d->lunmap));
+	vs_lunmap_free(&d->luns);
 	free(d->queues);
 	free(d);
 }
 
-/* ---- the LUN map --------------------------------------------------------------------------------------------------------------------------- */
-
-static struct vs_lunmap *lunmap_build(const struct vs_lun_entry *e, uint32_t n)
-{
-	struct vs_lunmap *map = calloc(1, sizeof(*map));
-	uint32_t size[256] = { 0 };
-
-	if (!map)
-		return NULL;
-	for (uint32_t i = 0; i < n; i++)
-		size[e[i].target] = vs_max(size[e[i].target], e[i].lun + 1u);
-	for (int i = 0; i < 256; i++) {
-		if (!size[i])
-			continue;
-		map->targets[i] = calloc(1, sizeof(struct vs_target_luns) + size[i] * sizeof(struct vs_nexus *));
-		if (!map->targets[i]) {
-			lunmap_free(map);
-			return NULL;
-		}
-		map->targets[i]->n = size[i];
-	}
-	for (uint32_t i = 0; i < n; i++)
-		map->targets[e[i].target]->nexus[e[i].lun] = e[i].nexus;
-	return map;
-}
-
-/* The old map is freed when each worker has begun a turn after the new one was put in its place. */
-struct lunmap_swap { struct lunmap_swap_worker *each; struct vs_lunmap *old; vs_core *core; uint64_t cookie; _Atomic uint32_t left; };
-struct lunmap_swap_worker { struct vs_msg msg; struct lunmap_swap *swap; };
-
-static void swap_seen(struct vs_worker *w, struct vs_msg *m)
-{
-	struct lunmap_swap *s = vs_container_of(m, struct lunmap_swap_worker, msg)->swap;
-
-	if (atomic_fetch_sub(&s->left, 1) > 1)
-		return;
-	vs_upcall_after_flush(w, VS_UP_DONE, s->cookie, 0, 0);
-	lunmap_free(s->old);
-	free(s->each);
-	free(s);
-}
-
 int vs_vdev_set_luns(vs_vdev *d, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie)
 {
-	uint32_t workers = d->core->config.nworkers;
-	struct lunmap_swap *s;
-	struct vs_lunmap *map;
-
-	for (uint32_t i = 0; i < n; i++)
-		if (entries[i].target > 255 || entries[i].lun > 16383)
-			return -EINVAL;
-	map = lunmap_build(entries, n);
-	s = calloc(1, sizeof(*s));
-	if (s)
-		s->each = calloc(workers, sizeof(*s->each));
-	if (!map || !s || !s->each) {
-		lunmap_free(map);
-		if (s)
-			free(s->each);
-		free(s);
-		return -ENOMEM;
-	}
-	s->core = d->core;
-	s->cookie = cookie;
-	atomic_store(&s->left, workers);
-	s->old = atomic_exchange(&d->lunmap, map);
-	for (uint32_t i = 0; i < workers; i++)
-		s->each[i] = (struct lunmap_swap_worker){ .msg.run = swap_seen, .swap = s };
-	for (uint32_t i = 0; i < workers; i++)
-		vs_worker_send(&d->core->workers[i], &s->each[i].msg);
-	return 0;
+	return vs_lunmap_replace(d->core, &d->luns, entries, n, cookie);
 }
 
 /* ---- messages to a queue's worker ------------------------------------------------------------------------------------------------------------ */

@@ -4,13 +4,10 @@
 #define VS_VDEV_H
 
 #include "core.h"
+#include "lunmap.h"
 
 enum { VS_CTRL_BYTES = 64, VS_INLINE_SEGMENTS = 12, VS_RESP_INLINE = 2, VS_EVENT_BYTES = 16 };
 enum { VS_QUEUE_CONTROL = 0, VS_QUEUE_EVENT = 1, VS_QUEUE_REQUEST = 2 };
-
-/* LUNs by target: a snapshot, replaced as a whole. */
-struct vs_target_luns { uint32_t n; struct vs_nexus *nexus[]; };
-struct vs_lunmap { struct vs_target_luns *targets[256]; };
 
 /* One place in a ring, by head: a command, or a request on the control queue. */
 struct vs_request {
@@ -64,7 +61,7 @@ struct vs_vdev {
 	uint64_t cookie;
 	uint32_t num_queues, cdb_size, sense_size;
 	struct vs_credit credit;
-	_Atomic(struct vs_lunmap *) lunmap;
+	struct vs_lunmap_ref luns;
 	struct vs_queue *queues;
 };
 

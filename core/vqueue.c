@@ -248,9 +248,8 @@ static const struct vs_task_ops command_ops = { .name = "virtio-scsi", .complete
 /* 5.6.6.1: byte 0 is 1, then the target, then a single-level LUN; C1 01 is the REPORT LUNS well-known logical unit. False: no such address. */
 static bool find_lun(const struct vs_vdev *d, const uint8_t *a, struct vs_task *t)
 {
-	const struct vs_lunmap *map = atomic_load_explicit(&d->lunmap, memory_order_acquire);
 	const struct vs_target_luns *target;
-	uint16_t lun;
+	int lun;
 
 	t->nexus = NULL;
 	t->lun_kind = VS_LUN_ABSENT;
@@ -263,19 +262,18 @@ static bool find_lun(const struct vs_vdev *d, const uint8_t *a, struct vs_task *
 	}
 	if (vs_unlikely(a[0] != 1 || (a[4] | a[5] | a[6] | a[7])))
 		return false;
-	target = map ? map->targets[a[1]] : NULL;
+	target = vs_lunmap_target(&d->luns, a[1]);
 	if (!target)
 		return false;
 	if (vs_unlikely(a[2] == 0xc1 && a[3] == 0x01)) {
 		t->lun_kind = VS_LUN_REPORT_LUNS;
 		return true;
 	}
-	/* SAM-5 4.7.5: peripheral device addressing with bus 0, or flat space addressing. */
-	if (a[2] != 0 && (a[2] & 0xc0) != 0x40)
+	lun = vs_lun_decode(a + 2);
+	if (lun < 0)
 		return false;
-	lun = (uint16_t)((a[2] & 0x3f) << 8 | a[3]);
-	t->lun = lun;
-	if (lun < target->n && target->nexus[lun]) {
+	t->lun = (uint16_t)lun;
+	if ((uint32_t)lun < target->n && target->nexus[lun]) {
 		t->nexus = target->nexus[lun];
 		t->lun_kind = VS_LUN_UNIT;
 	}

@@ -1,0 +1,579 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * SCSI commands of a session: taken in CmdSN order, given a buffer, their data-out collected (immediate, unsolicited, asked for by R2T), handed
+ * to the core as tasks, and their results queued. RFC 7143 4.2.2, 11.3, 11.7, 11.8.
+ */
+#include <stdlib.h>
+
+#include "iscsi.h"
+#include "task.h"
+#include "gen/tables.h"
+
+static const struct vs_task_ops command_ops;
+
+/* RFC 1982: a - b, modulo 2^32 */
+static int32_t serial(uint32_t a, uint32_t b) { return (int32_t)(a - b); }
+
+static uint32_t bucket(uint32_t itt) { return (itt ^ itt >> 8 ^ itt >> 16) % VS_IHASH; }
+
+struct vs_icmd *vs_icmd_find(struct vs_isession *s, const struct vs_iconn *c, uint32_t itt)
+{
+	struct vs_icmd *x = s->hash[bucket(itt)];
+
+	while (x && (x->itt != itt || x->conn != c))
+		x = x->hash_next;
+	return x;
+}
+
+static void unhash(struct vs_isession *s, struct vs_icmd *x)
+{
+	struct vs_icmd **at = &s->hash[bucket(x->itt)];
+
+	while (*at && *at != x)
+		at = &(*at)->hash_next;
+	if (*at)
+		*at = x->hash_next;
+}
+
+/* ---- buffers ------------------------------------------------------------------------------------------------------------------------------ */
+
+static bool buffer_take(struct vs_isession *s, struct vs_icmd *x, uint32_t n)
+{
+	x->buffer = vs_ibuffer_get(s, n);
+	if (!x->buffer)
+		return false;
+	x->buffer_size = n;
+	s->buffer_bytes += n;
+	return true;
+}
+
+static void buffer_give(struct vs_isession *s, struct vs_icmd *x)
+{
+	if (!x->buffer)
+		return;
+	vs_ibuffer_put(s, x->buffer, x->buffer_size);
+	s->buffer_bytes -= x->buffer_size;
+	x->buffer = NULL;
+	x->buffer_size = 0;
+}
+
+static uint32_t wanted(const struct vs_icmd *x) { return vs_min(x->edtl, x->conn->session->p.max_transfer); }
+
+/* The whole buffer of the command, if the session's budget has it: one command may always run. */
+static bool buffer_whole(struct vs_isession *s, struct vs_icmd *x)
+{
+	uint32_t n = wanted(x);
+	uint8_t *early = x->buffer;
+	uint32_t early_size = x->buffer_size;
+
+	if (x->buffer_size >= n)
+		return true;
+	if (s->buffer_bytes - early_size + n > s->p.buffer_limit && s->buffer_bytes > early_size)
+		return false;
+	if (x->conn->data_cmd == x)
+		return false; /* bytes are being received into the small one */
+	x->buffer = NULL;
+	if (!buffer_take(s, x, n)) {
+		x->buffer = early;
+		return false;
+	}
+	if (early) {
+		memcpy(x->buffer, early, x->received);
+		vs_ibuffer_put(s, early, early_size);
+		s->buffer_bytes -= early_size;
+	}
+	return true;
+}
+
+/* ---- the end of a command --------------------------------------------------------------------------------------------------------------------- */
+
+static void advance(struct vs_icmd *x);
+
+static void wake_waiters(struct vs_isession *s)
+{
+	struct vs_list *l = s->wait_buffer.next;
+
+	while (l != &s->wait_buffer) {
+		struct vs_icmd *x = vs_container_of(l, struct vs_icmd, link);
+
+		if (x->conn->dead) {
+			l = l->next;
+			continue;
+		}
+		if (!buffer_whole(s, x))
+			return;
+		vs_list_del(&x->link);
+		x->state = VS_IC_DATA;
+		advance(x);
+		l = s->wait_buffer.next; /* others may have gone meanwhile */
+	}
+}
+
+void vs_icmd_release(struct vs_icmd *x)
+{
+	struct vs_isession *s = vs_container_of(x->task.credit, struct vs_isession, credit);
+	struct vs_iconn *c = x->conn;
+
+	if (x->task.listed) {
+		x->task.listed = false;
+		vs_list_del(&x->task.link);
+	}
+	vs_list_del(&x->on_conn);
+	vs_list_del(&x->link);
+	vs_list_del(&x->result.link);
+	vs_list_del(&x->r2t_item.link);
+	unhash(s, x);
+	buffer_give(s, x);
+	if (x->in_window) {
+		x->in_window = false;
+		s->active--;
+	}
+	if (c && c->data_cmd == x) {
+		/* What is still to come of this segment is thrown away. */
+		c->data_cmd = NULL;
+		c->data_to = NULL;
+	}
+	x->state = VS_IC_FREE;
+	x->conn = NULL;
+	vs_list_add_tail(&s->free, &x->link);
+	vs_isession_window(s);
+	if (!vs_list_empty(&s->wait_buffer))
+		wake_waiters(s);
+	if (c)
+		vs_iconn_maybe_gone(c);
+}
+
+static void set_residual(struct vs_icmd *x)
+{
+	const struct vs_task *t = &x->task;
+	uint64_t moved = vs_min(t->transferred, (uint64_t)x->edtl);
+
+	x->overflow = x->underflow = false;
+	x->residual = 0;
+	if (t->required > x->edtl) {
+		x->overflow = true;
+		x->residual = (uint32_t)vs_min(t->required - x->edtl, (uint64_t)UINT32_MAX);
+	} else if (moved < x->edtl) {
+		x->underflow = true;
+		x->residual = (uint32_t)(x->edtl - moved);
+	}
+}
+
+static void complete(struct vs_task *t)
+{
+	struct vs_icmd *x = vs_container_of(t, struct vs_icmd, task);
+
+	if (x->conn->closing || t->response == VS_RESP_ABORTED || t->response == VS_RESP_RESET) {
+		vs_icmd_release(x); /* RFC 7143 4.2.3.3: an aborted task gets no response */
+		return;
+	}
+	x->state = VS_IC_SENDS;
+	x->response = t->response == VS_RESP_OK || t->response == VS_RESP_OVERRUN ? 0 : 1;
+	if (t->response == VS_RESP_OVERRUN && t->lu)
+		vs_sense_set(t, &(struct vs_sense){ .key = VS_SK_ILLEGAL_REQUEST, .asc_ascq = VS_ASC_INVALID_FIELD_IN_CDB });
+	x->status = t->status;
+	set_residual(x);
+	x->data_length = x->read ? (uint32_t)vs_min(t->transferred, (uint64_t)x->buffer_size) : 0;
+	x->sent = x->data_sn = 0;
+	vs_itx_queue(x->conn, &x->result, VS_IT_RESULT);
+}
+
+/* Task management found it before it was a task of the core's. */
+static void withdraw(struct vs_task *t)
+{
+	t->response = VS_RESP_ABORTED;
+	vs_task_finish(t);
+}
+
+static void describe(const struct vs_task *t, struct vs_task_info *out)
+{
+	const struct vs_icmd *x = vs_container_of(t, struct vs_icmd, task);
+
+	out->queue = x->conn ? x->conn->cid : 0;
+	out->head = x->index;
+}
+
+static const struct vs_task_ops command_ops = { .name = "iscsi", .complete = complete, .describe = describe, .withdraw = withdraw };
+
+/* ---- running ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void find_lun(struct vs_isession *s, struct vs_icmd *x)
+{
+	const struct vs_target_luns *luns = vs_lunmap_target(&s->luns, 0);
+	struct vs_task *t = &x->task;
+	int lun = vs_lun_decode(x->lun);
+
+	t->nexus = NULL;
+	t->lun_kind = VS_LUN_ABSENT;
+	t->target = t->lun = 0;
+	if (x->lun[0] == 0xc1 && x->lun[1] == 0x01) {
+		t->lun_kind = VS_LUN_REPORT_LUNS;
+		return;
+	}
+	if (lun < 0 || x->lun[2] | x->lun[3] | x->lun[4] | x->lun[5] | x->lun[6] | x->lun[7])
+		return;
+	t->lun = (uint16_t)lun;
+	if (luns && (uint32_t)lun < luns->n && luns->nexus[lun]) {
+		t->nexus = luns->nexus[lun];
+		t->lun_kind = VS_LUN_UNIT;
+	}
+}
+
+/* RFC 7143 11.4.7.2: data that did not arrive whole ends the command. */
+static void fail_data(struct vs_icmd *x)
+{
+	struct vs_task *t = &x->task;
+
+	t->status = VS_STATUS_CHECK_CONDITION;
+	t->sense_len = 18;
+	memset(t->sense, 0, 18);
+	t->sense[0] = 0x70;
+	t->sense[2] = VS_SK_ABORTED_COMMAND;
+	t->sense[7] = 10;
+	t->sense[12] = 0x47; /* PROTOCOL SERVICE CRC ERROR */
+	t->sense[13] = 0x05;
+	vs_task_finish(t);
+}
+
+static void run(struct vs_icmd *x)
+{
+	struct vs_task *t = &x->task;
+
+	x->state = VS_IC_RUNS;
+	if (x->data_failed) {
+		fail_data(x);
+		return;
+	}
+	x->iov = (struct iovec){ x->buffer, x->buffer_size };
+	t->out = t->in = &x->iov;
+	t->nout = x->write && x->buffer_size ? 1 : 0;
+	t->nin = x->read && x->buffer_size ? 1 : 0;
+	t->out_length = x->write ? x->buffer_size : 0;
+	t->in_length = x->read ? x->buffer_size : 0;
+	t->flags = x->buffer_size >= x->edtl ? VS_TASK_TRUNCATE : 0;
+	if (vs_task_submit(t)) {
+		/* As many tasks of this session as may be are in Python's hands. */
+		t->status = VS_STATUS_TASK_SET_FULL;
+		vs_task_finish(t);
+	}
+}
+
+/* Does what can be done next: waits for a buffer, asks for data, or runs. */
+static void advance(struct vs_icmd *x)
+{
+	struct vs_isession *s = x->conn->session;
+	uint32_t total = wanted(x);
+
+	if (total && x->buffer_size < total && !buffer_whole(s, x)) {
+		x->state = VS_IC_BUFFER;
+		vs_list_del(&x->link);
+		vs_list_add_tail(&s->wait_buffer, &x->link);
+		return;
+	}
+	if (!x->write || x->received >= total) {
+		if (!x->write || x->final_seen)
+			run(x);
+		return;
+	}
+	x->state = VS_IC_DATA;
+	if (x->final_seen && vs_list_empty(&x->r2t_item.link))
+		vs_itx_queue(x->conn, &x->r2t_item, VS_IT_R2T);
+}
+
+/* ---- arrival ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void release_held(struct vs_isession *s)
+{
+	bool again = true;
+
+	while (again) {
+		again = false;
+		for (struct vs_list *l = s->held.next; l != &s->held; l = l->next) {
+			struct vs_icmd *x = vs_container_of(l, struct vs_icmd, link);
+
+			if (x->cmd_sn != s->exp_cmd_sn)
+				continue;
+			s->exp_cmd_sn++;
+			vs_list_del(&x->link);
+			x->state = VS_IC_DATA;
+			if (x->conn->data_cmd != x)
+				advance(x);
+			again = true;
+			break;
+		}
+	}
+}
+
+bool vs_icmd_sn(struct vs_iconn *c, uint32_t sn, bool immediate)
+{
+	struct vs_isession *s = c->session;
+
+	if (immediate)
+		return true;
+	if (sn != s->exp_cmd_sn)
+		return false;
+	s->exp_cmd_sn++;
+	vs_isession_window(s);
+	release_held(s);
+	return true;
+}
+
+static void reject(struct vs_iconn *c, uint8_t reason)
+{
+	struct vs_iready *r = calloc(1, sizeof(*r) + VS_BHS);
+
+	if (!r) {
+		vs_iconn_event(c, VS_ICONN_NO_MEMORY);
+		return;
+	}
+	r->bhs[0] = 0x3f;
+	r->bhs[1] = 0x80;
+	r->bhs[2] = reason;
+	memset(r->bhs + 16, 0xff, 4);
+	r->length = VS_BHS;
+	r->flags = VS_ISEND_STATUS;
+	memcpy(r->data, c->bhs, VS_BHS);
+	vs_itx_queue(c, &r->item, VS_IT_READY);
+}
+
+/* The CDB, with what an extended-CDB AHS adds (11.2.2.3). False: an AHS that we do not serve. */
+static bool take_cdb(struct vs_iconn *c, struct vs_icmd *x)
+{
+	struct vs_task *t = &x->task;
+	uint32_t at = 0;
+
+	memset(t->cdb, 0, 32);
+	memcpy(t->cdb, c->bhs + 32, 16);
+	t->cdb_len = 16;
+	while (at + 4 <= c->ahs_length) {
+		uint32_t n = vs_be16(c->ahs + at), whole = (3 + n + 3) & ~3u;
+
+		if (c->ahs[at + 2] != 1 || n < 1 || at + 3 + n > c->ahs_length || t->cdb_len != 16 || 16 + n - 1 > 255)
+			return false;
+		memcpy(t->cdb + 16, c->ahs + at + 4, n - 1);
+		t->cdb_len = (uint8_t)(16 + n - 1);
+		at += whole;
+	}
+	return true;
+}
+
+static struct vs_icmd *cmd_new(struct vs_iconn *c)
+{
+	static const uint8_t attribute[8] = { VS_ATTR_SIMPLE, VS_ATTR_SIMPLE, VS_ATTR_ORDERED, VS_ATTR_HEAD_OF_QUEUE, VS_ATTR_ACA, VS_ATTR_SIMPLE, VS_ATTR_SIMPLE, VS_ATTR_SIMPLE };
+	struct vs_isession *s = c->session;
+	struct vs_icmd *x = vs_container_of(s->free.next, struct vs_icmd, link);
+	struct vs_task *t = &x->task;
+
+	vs_list_del(&x->link);
+	x->conn = c;
+	x->itt = vs_be32(c->bhs + 16);
+	x->edtl = vs_be32(c->bhs + 20);
+	x->cmd_sn = vs_be32(c->bhs + 24);
+	x->immediate = c->bhs[0] & VS_I_IMMEDIATE;
+	x->read = c->bhs[1] & 0x40;
+	x->write = c->bhs[1] & 0x20;
+	if (!x->read && !x->write)
+		x->edtl = 0;
+	x->final_seen = c->bhs[1] & VS_I_FINAL;
+	x->data_failed = x->in_window = false;
+	memcpy(x->lun, c->bhs + 8, 8);
+	x->received = x->asked = x->unsolicited_sn = x->r2t_sn = x->r2t_open = 0;
+	memset(x->r2t, 0, sizeof(x->r2t));
+	x->data_length = x->sent = x->data_sn = 0;
+	t->ops = &command_ops;
+	t->w = c->w;
+	t->credit = &s->credit;
+	t->port_cookie = s->p.cookie;
+	t->tag = x->itt;
+	t->attribute = attribute[c->bhs[1] & 7];
+	t->listed = t->aborted = t->started = t->notify = false;
+	t->tmf = NULL;
+	t->param = NULL;
+	t->status = VS_STATUS_GOOD;
+	t->sense_len = t->response = 0;
+	t->transferred = t->required = 0;
+	t->layer = VS_LAYER_RING;
+	t->born_ns = t->layer_ns = c->w->now_ns;
+	find_lun(s, x);
+	t->lu = t->nexus ? t->nexus->lu : NULL;
+	vs_task_list(t);
+	vs_list_add_tail(&c->cmds, &x->on_conn);
+	x->hash_next = s->hash[bucket(x->itt)];
+	s->hash[bucket(x->itt)] = x;
+	return x;
+}
+
+/* Whether the immediate data of the command in c->bhs may be there. */
+static bool immediate_ok(const struct vs_iconn *c)
+{
+	const struct vs_isession_params *p = &c->session->p;
+	uint32_t edtl = vs_be32(c->bhs + 20);
+
+	if (!c->data_length)
+		return true;
+	return p->immediate_data && (c->bhs[1] & 0x20) && c->data_length <= p->first_burst && c->data_length <= edtl;
+}
+
+void vs_icmd_arrive(struct vs_iconn *c)
+{
+	struct vs_isession *s = c->session;
+	bool immediate = c->bhs[0] & VS_I_IMMEDIATE;
+	uint32_t sn = vs_be32(c->bhs + 24), early;
+	struct vs_icmd *x;
+
+	vs_count(&c->view.commands, 1);
+	/* 4.2.2.1: what is outside the window is ignored. */
+	if (!immediate && (serial(sn, s->exp_cmd_sn) < 0 || serial(sn, s->max_cmd_sn) > 0))
+		return;
+	if (!immediate_ok(c) || ((c->bhs[1] & 0x60) == 0x60 && !c->ahs_length)) {
+		vs_iconn_event(c, VS_ICONN_PROTOCOL);
+		return;
+	}
+	if (vs_list_empty(&s->free)) {
+		reject(c, 0x06); /* immediate command: too many */
+		return;
+	}
+	if (vs_icmd_find(s, c, vs_be32(c->bhs + 16))) {
+		reject(c, 0x0b); /* invalid PDU field: the task tag is in use */
+		return;
+	}
+	x = cmd_new(c);
+	if (!immediate) {
+		x->in_window = true;
+		s->active++;
+		if (sn == s->exp_cmd_sn)
+			s->exp_cmd_sn++;
+		else
+			x->state = VS_IC_HELD;
+	}
+	if (!take_cdb(c, x)) {
+		reject(c, 0x05);
+		vs_icmd_release(x);
+		return;
+	}
+	if (immediate || x->cmd_sn == s->exp_cmd_sn - 1)
+		x->state = VS_IC_DATA;
+	vs_isession_window(s);
+	if (x->state == VS_IC_HELD)
+		vs_list_add_tail(&s->held, &x->link);
+	/* Unsolicited data needs a place at once, whatever the budget says. */
+	early = x->write && (c->data_length || !x->final_seen) ? vs_min(x->edtl, s->p.first_burst) : 0;
+	if (early && !buffer_whole(s, x) && !buffer_take(s, x, early)) {
+		vs_iconn_event(c, VS_ICONN_NO_MEMORY);
+		return;
+	}
+	x->asked = c->data_length;
+	c->data_cmd = x;
+	c->data_to = x->buffer;
+}
+
+void vs_icmd_immediate_done(struct vs_iconn *c, bool digest_ok)
+{
+	struct vs_icmd *x = c->data_cmd;
+
+	c->data_cmd = NULL;
+	x->received += c->data_length;
+	x->data_failed |= !digest_ok;
+	if (x->state == VS_IC_DATA)
+		advance(x);
+	release_held(c->session);
+}
+
+static struct vs_icmd *burst_error(struct vs_iconn *c)
+{
+	vs_iconn_event(c, VS_ICONN_BURST);
+	return NULL;
+}
+
+/* NULL with the connection dead: a rule was broken; NULL otherwise: data of a command that is gone. */
+static struct vs_icmd *unsolicited(struct vs_iconn *c, uint32_t offset, uint32_t data_sn)
+{
+	struct vs_isession *s = c->session;
+	struct vs_icmd *x = vs_icmd_find(s, c, vs_be32(c->bhs + 16));
+
+	if (!x || x->state == VS_IC_SENDS || x->state == VS_IC_RUNS)
+		return NULL;
+	if (s->p.initial_r2t || !x->write || x->final_seen || data_sn != x->unsolicited_sn || offset != x->asked ||
+	    c->data_length > vs_min(x->edtl, s->p.first_burst) - vs_min(offset, vs_min(x->edtl, s->p.first_burst)))
+		return burst_error(c);
+	x->unsolicited_sn++;
+	x->asked += c->data_length;
+	return x;
+}
+
+static struct vs_icmd *solicited(struct vs_iconn *c, uint32_t ttt, uint32_t offset, uint32_t data_sn)
+{
+	struct vs_isession *s = c->session;
+	struct vs_icmd *x;
+	struct vs_ir2t *r;
+
+	if (ttt >> 8 >= s->ncmds || (ttt & 0xff) >= VS_IR2T_MAX)
+		return burst_error(c);
+	x = &s->cmds[ttt >> 8];
+	if (x->conn != c || x->itt != vs_be32(c->bhs + 16) || x->state != VS_IC_DATA)
+		return NULL;
+	r = &x->r2t[ttt & 0xff];
+	if (!r->open || data_sn != r->data_sn || offset != r->offset + r->received || c->data_length > r->length - r->received)
+		return burst_error(c);
+	r->data_sn++;
+	c->data_r2t = r;
+	return x;
+}
+
+bool vs_icmd_data_out(struct vs_iconn *c)
+{
+	uint32_t ttt = vs_be32(c->bhs + 20), data_sn = vs_be32(c->bhs + 36), offset = vs_be32(c->bhs + 40);
+	struct vs_icmd *x = ttt == VS_I_NO_TAG ? unsolicited(c, offset, data_sn) : solicited(c, ttt, offset, data_sn);
+
+	if (c->dead)
+		return false;
+	c->data_cmd = x;
+	if (x)
+		c->data_to = x->buffer + offset;
+	return true;
+}
+
+void vs_icmd_data_done(struct vs_iconn *c, bool digest_ok)
+{
+	struct vs_icmd *x = c->data_cmd;
+	struct vs_ir2t *r = c->data_r2t;
+	bool final = c->bhs[1] & VS_I_FINAL;
+
+	c->data_cmd = NULL;
+	x->received += c->data_length;
+	x->data_failed |= !digest_ok;
+	if (r) {
+		r->received += c->data_length;
+		if (final != (r->received == r->length)) {
+			vs_iconn_event(c, VS_ICONN_BURST);
+			return;
+		}
+		if (final) {
+			r->open = false;
+			x->r2t_open--;
+		}
+	} else if (final) {
+		x->final_seen = true;
+	}
+	if (x->state == VS_IC_DATA)
+		advance(x);
+	else if (x->state == VS_IC_BUFFER)
+		wake_waiters(c->session);
+}
+
+/* The connection is closed: its commands end, those that run as soon as they can. */
+void vs_icmd_conn_gone(struct vs_iconn *c)
+{
+	for (struct vs_list *l = c->cmds.next; l != &c->cmds;) {
+		struct vs_icmd *x = vs_container_of(l, struct vs_icmd, on_conn);
+
+		l = l->next;
+		if (x->state != VS_IC_RUNS) {
+			vs_icmd_release(x);
+			continue;
+		}
+		x->task.aborted = true;
+		if (x->task.started)
+			vs_media_cancel(&x->task);
+	}
+}

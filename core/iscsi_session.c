@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Sessions and connections of iSCSI as the control plane sees them: creation, the command window, buffers, PDUs that go up to Python and come
+ * back, closing. RFC 7143 4.2.2 (numbering), 6 (states) as far as the full-feature phase goes.
+ */
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "crc32c.h"
+#include "iscsi.h"
+
+enum { SPARE_COMMANDS = VS_ITX_SLOTS + 16, KEPT_BYTES = 16 << 20, SMALLEST_SHIFT = 12 };
+
+uint32_t vs_crc32c_of(uint32_t crc, const uint8_t *data, uint64_t length) { return vs_crc32c(crc, data, length); }
+
+/* ---- the window ---------------------------------------------------------------------------------------------------------------------- */
+
+/* 4.2.2.1: MaxCmdSN never goes back. What is counted is commands whose status has not been put into a PDU. */
+void vs_isession_window(struct vs_isession *s)
+{
+	uint32_t max = s->exp_cmd_sn + (s->p.queue_depth - vs_min(s->active, s->p.queue_depth)) - 1;
+
+	if ((int32_t)(max - s->max_cmd_sn) > 0)
+		s->max_cmd_sn = max;
+}
+
+/* ---- buffers ------------------------------------------------------------------------------------------------------------------------------ */
+
+static int class_of(uint32_t n)
+{
+	for (int i = 0; i < VS_IBUFFER_CLASSES; i++)
+		if (n <= UINT32_C(1) << (SMALLEST_SHIFT + i))
+			return i;
+	return -1;
+}
+
+uint8_t *vs_ibuffer_get(struct vs_isession *s, uint32_t n)
+{
+	int class = class_of(n);
+	void **b;
+
+	if (class < 0)
+		return aligned_alloc(4096, ((size_t)n + 4095) & ~(size_t)4095);
+	b = s->buffers[class];
+	if (!b)
+		return aligned_alloc(4096, (size_t)1 << (SMALLEST_SHIFT + class));
+	s->buffers[class] = *b;
+	s->buffers_kept -= UINT64_C(1) << (SMALLEST_SHIFT + class);
+	return (uint8_t *)b;
+}
+
+void vs_ibuffer_put(struct vs_isession *s, uint8_t *buffer, uint32_t n)
+{
+	int class = class_of(n);
+
+	if (class < 0 || s->buffers_kept >= KEPT_BYTES) {
+		free(buffer);
+		return;
+	}
+	*(void **)(void *)buffer = s->buffers[class];
+	s->buffers[class] = buffer;
+	s->buffers_kept += UINT64_C(1) << (SMALLEST_SHIFT + class);
+}
+
+/* ---- sessions -------------------------------------------------------------------------------------------------------------------------------- */
+
+int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_isession **out)
+{
+	struct vs_isession *s;
+
+	if (p->worker >= core->config.nworkers || !p->queue_depth || p->queue_depth > 4096 || !p->max_burst || !p->first_burst ||
+	    p->first_burst > p->max_burst || !p->max_outstanding_r2t || !p->credit || !p->max_transfer || p->max_transfer < p->first_burst)
+		return -EINVAL;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->core = core;
+	s->w = &core->workers[p->worker];
+	s->p = *p;
+	s->p.max_outstanding_r2t = vs_min(p->max_outstanding_r2t, (uint32_t)VS_IR2T_MAX);
+	s->exp_cmd_sn = p->exp_cmd_sn;
+	s->max_cmd_sn = p->exp_cmd_sn + p->queue_depth - 1;
+	s->ncmds = p->queue_depth + SPARE_COMMANDS;
+	s->cmds = calloc(s->ncmds, sizeof(*s->cmds));
+	if (!s->cmds) {
+		free(s);
+		return -ENOMEM;
+	}
+	vs_credit_init(&s->credit, core, (int32_t)p->credit);
+	vs_list_init(&s->free);
+	vs_list_init(&s->held);
+	vs_list_init(&s->wait_buffer);
+	vs_list_init(&s->conns);
+	for (uint32_t i = 0; i < s->ncmds; i++) {
+		struct vs_icmd *x = &s->cmds[i];
+
+		x->index = i;
+		vs_list_init(&x->on_conn);
+		vs_list_init(&x->result.link);
+		vs_list_init(&x->r2t_item.link);
+		vs_list_add_tail(&s->free, &x->link);
+	}
+	*out = s;
+	return 0;
+}
+
+int vs_isession_set_luns(vs_isession *s, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (entries[i].target)
+			return -EINVAL;
+	return vs_lunmap_replace(s->core, &s->luns, entries, n, cookie);
+}
+
+struct session_msg { struct vs_msg msg; struct vs_isession *s; uint64_t cookie; };
+
+static void session_free(struct vs_worker *w, struct vs_msg *m)
+{
+	struct session_msg *o = vs_container_of(m, struct session_msg, msg);
+	struct vs_isession *s = o->s;
+
+	for (int i = 0; i < VS_IBUFFER_CLASSES; i++)
+		while (s->buffers[i]) {
+			void **b = s->buffers[i];
+
+			s->buffers[i] = *b;
+			free(b);
+		}
+	vs_lunmap_free(&s->luns);
+	free(s->cmds);
+	free(s);
+	vs_upcall_after_flush(w, VS_UP_DONE, o->cookie, 0, 0);
+	free(o);
+}
+
+int vs_isession_destroy(vs_isession *s, uint64_t cookie)
+{
+	struct session_msg *o = calloc(1, sizeof(*o));
+
+	if (!o)
+		return -ENOMEM;
+	o->msg.run = session_free;
+	o->s = s;
+	o->cookie = cookie;
+	vs_worker_send(s->w, &o->msg);
+	return 0;
+}
+
+/* ---- connections on their worker -------------------------------------------------------------------------------------------------------------- */
+
+void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event)
+{
+	if (c->dead || c->closing)
+		return;
+	if (event != VS_ICONN_DATA_DIGEST)
+		c->dead = true;
+	vs_upcall_new(c->w->core, VS_UP_ICONN, c->w->index, c->cookie, event, 0, NULL);
+}
+
+static void view(struct vs_iconn *c)
+{
+	const struct vs_isession *s = c->session;
+
+	atomic_store_explicit(&c->view.exp_cmd_sn, s->exp_cmd_sn, memory_order_relaxed);
+	atomic_store_explicit(&c->view.max_cmd_sn, s->max_cmd_sn, memory_order_relaxed);
+	atomic_store_explicit(&c->view.active, s->active, memory_order_relaxed);
+	atomic_store_explicit(&c->view.waiting_buffer, !vs_list_empty(&s->wait_buffer), memory_order_relaxed);
+}
+
+static int conn_poll(struct vs_worker *w, struct vs_poller *p)
+{
+	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
+	int n;
+
+	(void)w;
+	if (!vs_irx_has_work(c))
+		return 0;
+	n = vs_irx_poll(c);
+	if (n)
+		view(c);
+	return n;
+}
+
+static void conn_flush(struct vs_worker *w, struct vs_poller *p)
+{
+	(void)w;
+	vs_itx_push(vs_container_of(p, struct vs_iconn, poller));
+}
+
+static bool conn_arm(struct vs_worker *w, struct vs_poller *p)
+{
+	(void)w;
+	return vs_irx_has_work(vs_container_of(p, struct vs_iconn, poller));
+}
+
+static void conn_ready(struct vs_worker *w, struct vs_source *source, uint32_t events)
+{
+	struct vs_iconn *c = vs_container_of(source, struct vs_iconn, source);
+
+	(void)w;
+	if (c->closing)
+		return;
+	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP))
+		c->readable = true;
+	if (events & EPOLLOUT)
+		vs_poller_dirty(c->w, &c->poller);
+}
+
+static void conn_removed(struct vs_worker *w, struct vs_source *source)
+{
+	struct vs_iconn *c = vs_container_of(source, struct vs_iconn, source);
+
+	(void)w;
+	close(source->fd);
+	source->fd = -1;
+	c->removed = true;
+	vs_iconn_maybe_gone(c);
+}
+
+/* The last of: the engine has let go, no command names it, Python has given its PDUs back. */
+void vs_iconn_maybe_gone(struct vs_iconn *c)
+{
+	if (!c->closing || !c->removed || c->upcalls || !vs_list_empty(&c->cmds))
+		return;
+	vs_list_del(&c->link);
+	vs_list_del(&c->poller.link);
+	vs_list_del(&c->poller.dirty);
+	vs_upcall_after_flush(c->w, VS_UP_DONE, c->close_cookie, 0, 0);
+	free(c->rx);
+	free(c);
+}
+
+struct conn_msg { struct vs_msg msg; struct vs_iconn *c; uint64_t cookie; struct vs_iready *ready; };
+
+static struct conn_msg *conn_msg(struct vs_iconn *c, void (*run)(struct vs_worker *, struct vs_msg *), uint64_t cookie)
+{
+	struct conn_msg *o = calloc(1, sizeof(*o));
+
+	if (o) {
+		o->msg.run = run;
+		o->c = c;
+		o->cookie = cookie;
+	}
+	return o;
+}
+
+static void start_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct conn_msg *o = vs_container_of(m, struct conn_msg, msg);
+	struct vs_iconn *c = o->c;
+
+	free(o);
+	vs_list_add_tail(&c->session->conns, &c->link);
+	vs_list_add_tail(&w->pollers, &c->poller.link);
+	c->readable = true;
+	if (w->engine->source_add(w, &c->source)) {
+		c->removed = true;
+		vs_iconn_event(c, VS_ICONN_SOCKET_ERROR);
+	}
+	view(c);
+}
+
+static void drop_partial(struct vs_iconn *c)
+{
+	free(c->data_pdu);
+	free(c->data_echo);
+	c->data_pdu = NULL;
+	c->data_echo = NULL;
+	c->data_cmd = NULL;
+	c->data_to = NULL;
+}
+
+static void close_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct conn_msg *o = vs_container_of(m, struct conn_msg, msg);
+	struct vs_iconn *c = o->c;
+
+	c->close_cookie = o->cookie;
+	free(o);
+	c->dead = true;
+	drop_partial(c);
+	vs_itx_drop(c);
+	/* closing is set last: until then nothing here frees the connection. */
+	vs_icmd_conn_gone(c);
+	c->closing = true;
+	if (!c->removed) {
+		shutdown(c->source.fd, SHUT_RDWR);
+		w->engine->source_del(w, &c->source);
+		return;
+	}
+	if (c->source.fd >= 0)
+		close(c->source.fd);
+	c->source.fd = -1;
+	vs_iconn_maybe_gone(c);
+}
+
+static void send_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct conn_msg *o = vs_container_of(m, struct conn_msg, msg);
+
+	(void)w;
+	if (o->c->dead || o->c->closing)
+		free(o->ready);
+	else
+		vs_itx_queue(o->c, &o->ready->item, VS_IT_READY);
+	free(o);
+}
+
+/* ---- what the control plane calls ------------------------------------------------------------------------------------------------------------------- */
+
+int vs_iconn_start(vs_isession *s, const struct vs_iconn_params *p, vs_iconn **out)
+{
+	struct conn_msg *o;
+	struct vs_iconn *c;
+
+	if (p->leftover_length > VS_IRX_BYTES || p->max_send_segment < 512 || p->max_recv_segment < 512) {
+		close(p->fd);
+		return -EINVAL;
+	}
+	c = calloc(1, sizeof(*c));
+	o = c ? conn_msg(c, start_run, 0) : NULL;
+	if (o)
+		c->rx = malloc(VS_IRX_BYTES);
+	if (!o || !c->rx) {
+		free(o);
+		free(c);
+		close(p->fd);
+		return -ENOMEM;
+	}
+	c->session = s;
+	c->w = s->w;
+	c->cookie = p->cookie;
+	c->cid = p->cid;
+	c->header_digest = p->header_digest;
+	c->data_digest = p->data_digest;
+	c->max_send = p->max_send_segment;
+	c->max_recv = p->max_recv_segment;
+	c->stat_sn = p->stat_sn;
+	c->source = (struct vs_source){ .fd = p->fd, .events = EPOLLIN, .ready = conn_ready, .removed = conn_removed };
+	c->poller = (struct vs_poller){ .poll = conn_poll, .flush = conn_flush, .arm = conn_arm };
+	vs_list_init(&c->poller.link);
+	vs_list_init(&c->poller.dirty);
+	vs_list_init(&c->link);
+	vs_list_init(&c->cmds);
+	vs_list_init(&c->txq);
+	memcpy(c->rx, p->leftover, p->leftover_length);
+	c->rx_tail = p->leftover_length;
+	*out = c;
+	vs_worker_send(s->w, &o->msg);
+	return 0;
+}
+
+int vs_iconn_close(vs_iconn *c, uint64_t cookie)
+{
+	struct conn_msg *o = conn_msg(c, close_run, cookie);
+
+	if (!o)
+		return -ENOMEM;
+	vs_worker_send(c->w, &o->msg);
+	return 0;
+}
+
+int vs_iconn_send(vs_iconn *c, const uint8_t *bhs, const uint8_t *data, uint32_t length, uint32_t flags)
+{
+	struct vs_iready *r;
+	struct conn_msg *o;
+
+	if (length > c->max_send)
+		return -EINVAL;
+	r = malloc(sizeof(*r) + length);
+	o = r ? conn_msg(c, send_run, 0) : NULL;
+	if (!o) {
+		free(r);
+		return -ENOMEM;
+	}
+	memcpy(r->bhs, bhs, VS_BHS);
+	if (length)
+		memcpy(r->data, data, length);
+	r->length = length;
+	r->flags = flags;
+	o->ready = r;
+	vs_worker_send(c->w, &o->msg);
+	return 0;
+}
+
+void vs_ipdu_info(const vs_ipdu *p, struct vs_ipdu_info *out)
+{
+	*out = (struct vs_ipdu_info){ .session_cookie = p->conn->session->p.cookie, .conn_cookie = p->conn->cookie, .bhs = p->bhs, .ahs = p->bytes,
+				      .data = p->bytes + p->ahs_length, .ahs_length = p->ahs_length, .data_length = p->data_length };
+}
+
+static void pdu_done_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct vs_ipdu *p = vs_container_of(m, struct vs_ipdu, msg);
+	struct vs_iconn *c = p->conn;
+
+	(void)w;
+	free(p);
+	c->upcalls--;
+	vs_iconn_maybe_gone(c);
+}
+
+void vs_ipdu_done(vs_core *core, vs_ipdu *p)
+{
+	(void)core;
+	p->msg.run = pdu_done_run;
+	vs_worker_send(p->conn->w, &p->msg);
+}
+
+void vs_iconn_info(const vs_iconn *c, struct vs_iconn_info *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->rx_bytes = vs_counted(&c->view.rx_bytes);
+	out->tx_bytes = vs_counted(&c->view.tx_bytes);
+	out->rx_pdus = vs_counted(&c->view.rx_pdus);
+	out->tx_pdus = vs_counted(&c->view.tx_pdus);
+	out->commands = vs_counted(&c->view.commands);
+	out->r2ts = vs_counted(&c->view.r2ts);
+	out->last_heard_ns = vs_counted(&c->view.last_heard_ns);
+	out->stat_sn = atomic_load((_Atomic uint32_t *)&c->view.stat_sn);
+	out->exp_cmd_sn = atomic_load((_Atomic uint32_t *)&c->view.exp_cmd_sn);
+	out->max_cmd_sn = atomic_load((_Atomic uint32_t *)&c->view.max_cmd_sn);
+	out->active = atomic_load((_Atomic uint32_t *)&c->view.active);
+	out->digest_errors = atomic_load((_Atomic uint32_t *)&c->view.digest_errors);
+	out->waiting_buffer = atomic_load((_Atomic uint32_t *)&c->view.waiting_buffer);
+}
