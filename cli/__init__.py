@@ -92,10 +92,10 @@ def _usage_line(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split())
     if not isinstance(error, click.UsageError):
         return message
-    path = error.ctx.command_path if error.ctx is not None else "vhost-scsi"
     # The program's name may be a path (python -m); the words after it are the subcommand.
-    words = path.split()[1:]
-    return f"{' '.join([*words, ''])}{message.rstrip('.')} (see {' '.join(['vhost-scsi', *words])} --help)"
+    words = " ".join(error.ctx.command_path.split()[1:]) if error.ctx is not None else ""
+    where = f"{words}: " if words else ""
+    return f"{where}{message.rstrip('.')} (see {' '.join(['vhost-scsi', *words.split()])} --help)"
 
 
 @click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -107,8 +107,10 @@ def _guest_config(config: DaemonConfig, options: dict[str, Any], socket_path: st
 
     qemu = find_qemu()
     port = config.port[PORT]
+    # QEMU gives the boot index 0 to a kernel of its own, and no two things may have it.
+    bootindex = 0 if options["kernel"] is None else None
     words = device_options(
-        socket_path, port.num_queues, options["virtqueue_size"], qemu=qemu, bootindex=0, reconnect=False
+        socket_path, port.num_queues, options["virtqueue_size"], qemu=qemu, bootindex=bootindex, reconnect=False
     )
     show = sys.stderr if options["as_json"] else sys.stdout
 

@@ -159,7 +159,9 @@ class ControlServer:
         while True:
             try:
                 # A client that has greeted may be silent as long as it likes; one that has not takes up a place.
-                line = await asyncio.wait_for(reader.readuntil(b"\n"), HELLO_TIMEOUT if first else None)
+                # Not wait_for(): before Python 3.12 it loses a cancellation that comes together with the line.
+                async with asyncio.timeout(HELLO_TIMEOUT if first else None):
+                    line = await reader.readuntil(b"\n")
             except asyncio.IncompleteReadError:
                 return
             except asyncio.LimitOverrunError:
@@ -178,7 +180,8 @@ class ControlServer:
 async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(data)
     # drain() waits while too much is unread; a client that never reads is hung up on.
-    await asyncio.wait_for(writer.drain(), HELLO_TIMEOUT)
+    async with asyncio.timeout(HELLO_TIMEOUT):
+        await writer.drain()
 
 
 def _is_ours(sock: Any) -> bool:

@@ -27,12 +27,13 @@ class StallWatch(selectors.EpollSelector):
         self._left_at: float | None = None
         self._said_at = -LOG_INTERVAL
         self._kept_back = 0
+        self.on = True
         self.stalls = 0
         self.longest = 0.0  # seconds
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         now = time.monotonic()
-        if self._left_at is not None and now - self._left_at > self._stall:
+        if self.on and self._left_at is not None and now - self._left_at > self._stall:
             self._stalled(now, now - self._left_at)
         ready = super().select(timeout)
         self._left_at = time.monotonic()
@@ -58,5 +59,13 @@ def new_loop() -> tuple[asyncio.AbstractEventLoop, StallWatch]:
 def run(main: Any) -> Any:
     """Runs `main(watch)`, a coroutine function, on a watched loop; returns its result."""
     loop, watch = new_loop()
+
+    async def watched() -> Any:
+        try:
+            return await main(watch)
+        finally:
+            # What follows is the end of the loop itself, which keeps nobody waiting.
+            watch.on = False
+
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(main(watch))
+        return runner.run(watched())

@@ -24,6 +24,7 @@ from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcErr
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service, Serving
+    from vhost_scsi.dataplane import TaskSnapshot
 
 _PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
 
@@ -130,16 +131,25 @@ class _Calls:
         statuses = serving.device.queue_status()
         if not 0 <= index < len(statuses):
             raise RpcError(REFUSED, f"port {serving.name} has queues 0 to {len(statuses) - 1}, not {index}")
-        units = self._unit_names(serving)
-        tasks = [task for task in await device_tasks(self._service.core, serving.port) if task.queue == index]
-        # On the loop, so that the guest's memory cannot go while it is read; the walker's work is bounded.
-        snapshot = serving.device.walk(index, [task.head for task in tasks])
+        tasks = await self._queue_tasks(serving, index)
         status = serving.device.queue_status()[index]
+        snapshot = serving.device.walk(index, [task.head for task in tasks])
+        ring = None
+        if snapshot is not None:
+            # What was answered while the ring was read belongs to the driver again, who may have put anything there.
+            later = {(task.head, task.tag) for task in await self._queue_tasks(serving, index)}
+            still = serving.device.queue_status()[index].used_idx == status.used_idx
+            settled = None if still else {task.head for task in tasks if (task.head, task.tag) in later}
+            ring = ring_view(snapshot, status, settled)
+        units = self._unit_names(serving)
         return {
             "queue": queue_row(serving.name, status),
-            "ring": ring_view(snapshot, status) if snapshot is not None else None,
+            "ring": ring,
             "tasks": [task_row(task, units) for task in tasks],
         }
+
+    async def _queue_tasks(self, serving: Serving, index: int) -> list[TaskSnapshot]:
+        return [task for task in await device_tasks(self._service.core, serving.port) if task.queue == index]
 
     async def task_list(self) -> dict[str, Any]:
         rows = []

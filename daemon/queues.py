@@ -47,6 +47,8 @@ async def device_tasks(core: Core, port: Port) -> list[TaskSnapshot]:
 def task_row(task: TaskSnapshot, units: dict[tuple[int, int], tuple[str, int]]) -> dict[str, Any]:
     """One request in words and numbers. `units` gives name and block size by target and LUN."""
     name, block_size = units.get((task.target, task.lun), (None, 512))
+    # virtio-scsi pads every CDB to one length; what stands behind the command is no part of it.
+    command = parse(task.cdb)
     row: dict[str, Any] = {
         "queue": task.queue,
         "head": task.head,
@@ -55,7 +57,7 @@ def task_row(task: TaskSnapshot, units: dict[tuple[int, int], tuple[str, int]]) 
         "unit": name,
         "tag": task.tag,
         "attribute": ATTRIBUTES[task.attribute] if task.attribute < len(ATTRIBUTES) else str(task.attribute),
-        "cdb": task.cdb.hex(),
+        "cdb": task.cdb[: command.cdb_length if command is not None else None].hex(),
         "command": decode(task.cdb),
         "lba": None,
         "blocks": None,
@@ -69,7 +71,6 @@ def task_row(task: TaskSnapshot, units: dict[tuple[int, int], tuple[str, int]]) 
         "worker": task.worker,
         "aborted": task.aborted,
     }
-    command = parse(task.cdb)
     if command is not None and len(task.cdb) >= command.cdb_length:
         for field in command.fields:
             if field.name in ("lba", "blocks"):
@@ -79,8 +80,12 @@ def task_row(task: TaskSnapshot, units: dict[tuple[int, int], tuple[str, int]]) 
     return row
 
 
-def ring_view(snapshot: RingSnapshot, status: QueueStatus) -> dict[str, Any]:
-    """What the walker saw in the guest's memory, with the device's own position beside it."""
+def ring_view(snapshot: RingSnapshot, status: QueueStatus, settled: set[int] | None = None) -> dict[str, Any]:
+    """What the walker saw in the guest's memory, with the device's own position beside it.
+
+    `settled`: the heads that were the device's all the time while the ring was read, None if all were. Of the others
+    no rule can be said to be broken.
+    """
     return {
         "size": snapshot.addresses.size,
         "desc_address": snapshot.addresses.desc,
@@ -99,7 +104,7 @@ def ring_view(snapshot: RingSnapshot, status: QueueStatus) -> dict[str, Any]:
         "truncated": snapshot.truncated,
         "strip": strip(snapshot),
         "legend": LEGEND,
-        "chains": [_chain(chain) for chain in snapshot.chains[:MAX_CHAINS]],
+        "chains": [_chain(chain, settled) for chain in snapshot.chains[:MAX_CHAINS]],
         "violations": [_violation(violation) for violation in snapshot.violations],
     }
 
@@ -117,7 +122,8 @@ def strip(snapshot: RingSnapshot) -> str:
     return "".join(marks)
 
 
-def _chain(chain: Chain) -> dict[str, Any]:
+def _chain(chain: Chain, settled: set[int] | None) -> dict[str, Any]:
+    judged = chain.state is not HeadState.USED_UNSEEN and (settled is None or chain.head in settled)
     return {
         "head": chain.head,
         "state": chain.state.value,
@@ -125,7 +131,7 @@ def _chain(chain: Chain) -> dict[str, Any]:
         "indirect": any(descriptor.indirect for descriptor in chain.descriptors),
         "readable_bytes": chain.readable_bytes,
         "writable_bytes": chain.writable_bytes,
-        "violations": [_violation(violation) for violation in chain.violations],
+        "violations": [_violation(violation) for violation in chain.violations] if judged else [],
     }
 
 
