@@ -60,16 +60,24 @@ def millions(value: float) -> str:
     return f"{value / 1e6:.2f}"
 
 
-def verdict(case: Case, clean: Sequence[float]) -> str:
+def verdict(case: Case, samples: Sequence[Sample]) -> str:
+    """The median against the target. What holds only while nobody else runs is called that."""
     if case.target is None:
         return ""
-    reached = bool(clean) and statistics.median(clean) >= case.target
-    return f"{millions(case.target)} {'reached' if reached else 'not reached'}"
+    clean = undisturbed(samples)
+    if statistics.median(sample.iops for sample in samples) >= case.target:
+        word = "reached"
+    elif clean and statistics.median(clean) >= case.target:
+        word = "reached undisturbed, not over the whole run"
+    else:
+        word = "not reached"
+    return f"{millions(case.target)} {word}"
 
 
 def show(console: Console, cases: Sequence[Case], ratios: Sequence[Ratio], samples: Samples) -> None:
-    table = Table(title="random reads of 4096 bytes, million requests a second")
-    for column in ("case", "min", "median", "max", "whole run", "undisturbed", "batch", "target"):
+    title = "random reads of 4096 bytes, million requests a second: min, median, max of what runs reach undisturbed"
+    table = Table(title=title)
+    for column in ("case", "min", "median", "max", "of the run", "whole run", "batch", "target"):
         table.add_column(column, justify="left" if column in ("case", "target") else "right")
     for case in cases:
         runs = samples[case.name]
@@ -78,10 +86,10 @@ def show(console: Console, cases: Sequence[Case], ratios: Sequence[Ratio], sampl
         table.add_row(
             case.name,
             *([millions(at.minimum), millions(at.median), millions(at.maximum)] if at else ["-", "-", "-"]),
-            millions(statistics.median(run.iops for run in runs)),
             f"{statistics.mean(run.clean for run in runs):.0%}",
+            millions(statistics.median(run.iops for run in runs)),
             f"{statistics.median(run.batch for run in runs):.1f}",
-            verdict(case, clean),
+            verdict(case, runs),
         )
     console.print(table)
     table = Table(title="quotients within a round")

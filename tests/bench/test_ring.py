@@ -51,13 +51,26 @@ def test_a_ring_that_is_too_small_is_an_error_and_no_result() -> None:
         ring.run(Case("crowded", depth=32, ring_size=16), *SMALL, "--inline")
 
 
-def sample_of(clean_iops: float) -> ring.Sample:
-    return ring.Sample(1.0, clean_iops, clean_iops, 1.0, 0.1, 1, 1, 1, 1, 1.0, 1.0, 1.0, "none")
+def sample_of(clean_iops: float, iops: float = 1.0) -> ring.Sample:
+    return ring.Sample(iops, clean_iops, clean_iops, 1.0, 0.1, 1, 1, 1, 1, 1.0, 1.0, 1.0, "none")
 
 
 def test_quotients_are_taken_round_by_round() -> None:
     samples = {"a": [sample_of(10), sample_of(0), sample_of(40)], "b": [sample_of(5), sample_of(5), sample_of(80)]}
     assert summary.quotients(Ratio("a", "b", ""), samples) == [2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("clean_iops", "iops", "says"),
+    [
+        (10.0, 10.0, "0.00 reached"),
+        (10.0, 9.0, "0.00 reached undisturbed, not over the whole run"),
+        (9.0, 9.0, "0.00 not reached"),
+        (0.0, 9.0, "0.00 not reached"),
+    ],
+)
+def test_a_target_is_held_against_the_whole_run_first(clean_iops: float, iops: float, says: str) -> None:
+    assert summary.verdict(Case("any", 1, target=10.0), [sample_of(clean_iops, iops)]) == says
 
 
 def test_ratios_name_cases() -> None:
