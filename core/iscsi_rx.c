@@ -55,7 +55,8 @@ static int fill(struct vs_iconn *c)
 /* ---- the data segment ----------------------------------------------------------------------------------------------------------------- */
 
 static uint32_t padding(uint32_t n) { return -n & 3; }
-static uint32_t tail_length(const struct vs_iconn *c) { return padding(c->data_length) + (c->data_digest ? 4 : 0); }
+/* RFC 7143 11.2.3: a PDU without data has no data digest. */
+static uint32_t tail_length(const struct vs_iconn *c) { return padding(c->data_length) + (c->data_digest && c->data_length ? 4 : 0); }
 
 static void upcall(struct vs_iconn *c)
 {
@@ -104,7 +105,7 @@ static bool check_digest(struct vs_iconn *c)
 {
 	uint32_t pad = padding(c->data_length), crc, got;
 
-	if (!c->data_digest || !c->data_to)
+	if (!c->data_digest || !c->data_length || !c->data_to)
 		return true;
 	crc = vs_crc32c(0, c->data_to, c->data_length);
 	crc = vs_crc32c(crc, c->tail, pad);
