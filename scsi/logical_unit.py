@@ -370,7 +370,10 @@ class LogicalUnit:
             self._open_if_free(GateBit.TMF, scope)
 
     async def abort_task(self, itl: ITL, tag: int, cancel: Cancel | None = None) -> list[Task]:
-        async with self._ended(itl, lambda task: task.itl is itl and task.tag == tag, cancel, others=True) as (tasks, _):
+        def match(task: Task) -> bool:
+            return task.itl is itl and task.tag == tag
+
+        async with self._ended(itl, match, cancel, others=True) as (tasks, _):
             return tasks
 
     async def abort_task_set(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:

@@ -33,7 +33,7 @@ from vhost_scsi.virtqueue.scsi_driver import Address, CommandResult
 from vhost_scsi.virtqueue.virtio_scsi import LunAddress, Response, TaskManagement
 
 T = TypeVar("T")
-PATIENCE = 30.0  # seconds; two cores are shared with whatever else runs
+PATIENCE = 15.0  # seconds; two cores are shared with whatever else runs
 
 
 class LoopThread:
@@ -228,10 +228,10 @@ class Host:
         """Ends with CHECK CONDITION and this sense code."""
         return check(self.command(cdb, data, in_len, **options), code)
 
-    def ready(self, *places: tuple[int, int]) -> None:
+    def ready(self, *places: tuple[int, int], queue: int = 0) -> None:
         """Takes the unit attentions away."""
         for place in places or ((0, 0),):
-            while self.command(TEST_UNIT_READY, at=place).status == Status.CHECK_CONDITION:
+            while self.command(TEST_UNIT_READY, at=place, queue=queue).status == Status.CHECK_CONDITION:
                 pass
 
     def manage(self, function: TaskManagement, tag: int = 0, at: Address | tuple[int, int] = (0, 0)) -> int:

@@ -147,7 +147,7 @@ class VirtioScsiDevice:
         self._map: _Map | None = None
         self._channel: socket.socket | None = None
         self._pending: set[asyncio.Future[Any]] = set()
-        self._starting: dict[int, asyncio.Future[None]] = {}
+        self._starting: dict[int, list[asyncio.Future[None]]] = {}
         self._changes: set[asyncio.Task[Any]] = set()
         self._log = LimitedLog(LOG)
         self._control = control_queue.ControlQueue(core, port)
@@ -263,9 +263,11 @@ class VirtioScsiDevice:
 
     def set_vring_num(self, index: int, num: int) -> None:
         self._stopped(index).num = num
+        self._start_soon(index)
 
     def set_vring_addr(self, index: int, addr: VringAddr) -> None:
         self._stopped(index).addr = addr
+        self._start_soon(index)
 
     def set_vring_base(self, index: int, base: int) -> None:
         self._stopped(index).base = base
@@ -358,17 +360,19 @@ class VirtioScsiDevice:
         task.add_done_callback(self._pending.discard)
 
     def _start_soon(self, index: int) -> None:
-        self._starting[index] = asyncio.ensure_future(self._try_start(index))
+        self._starting.setdefault(index, []).append(asyncio.ensure_future(self._try_start(index)))
 
     async def _settle(self, index: int) -> None:
-        starting = self._starting.pop(index, None)
-        if starting is not None:
+        for starting in self._starting.pop(index, ()):
             await starting
 
     async def _try_start(self, index: int) -> None:
-        """Starts the ring if everything is there: size, addresses, a kick, and memory in which it lies."""
+        """Starts the ring if everything is there: size, addresses, a kick, memory in which it lies, and leave to run.
+
+        Not before it is enabled: until then a front end may still say where the ring stands and where it begins.
+        """
         ring = self._rings[index]
-        if ring.running or not ring.armed or ring.addr is None or not ring.num or self._map is None:
+        if ring.running or not ring.armed or not ring.enabled or ring.addr is None or not ring.num or self._map is None:
             return
         addresses = self._guest_addresses(ring)
         if addresses is None:
