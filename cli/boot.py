@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vhost_scsi.cli.daemon_options import data_plane, given
+from vhost_scsi.errors import ConfigError
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.config import DaemonConfig
@@ -88,6 +89,8 @@ def _configuration(image: str, options: dict[str, Any], socket_path: str) -> Dae
     if options["snapshot"]:
         disk["url"] = snapshot_of(disk["url"])
     tables["lu"] = {DISK: disk, **tables["lu"]}
+    if {"0:0", f"{PORT}:0:0"} & set(tables["map"]):
+        raise ConfigError("LUN 0:0 is given twice: IMAGE stands there")
     tables["map"] = {f"{PORT}:0:0": DISK, **tables["map"]}
     tables["port"] = {PORT: {"socket": socket_path}}
     if options["num_queues"] is not None:

@@ -33,6 +33,7 @@ from vhost_scsi.vhost_user.device import VirtioScsiDevice
 from vhost_scsi.vhost_user.server import Server
 
 DRAIN_TIMEOUT: Final = 10.0  # seconds
+FINISH_POLL: Final = 0.005  # seconds between looks at what is still in flight; only while draining
 NO_REQUEST_QUEUES: Final = 2  # the control and the event queue, which a device counts too
 _LOG: Final = logging.getLogger("vhost_scsi.control")
 # What a reload can change; everything else is named when it differs.
@@ -190,11 +191,22 @@ class Service:
         if self._control is not None:
             # Nobody may ask about what is being taken down.
             await self._control.hang_up()
+        await self._finish_requests()
         for watcher in self._watchers:
             watcher.cancel()
         if self._watchers:
             await asyncio.wait(self._watchers)
         await self._exits.aclose()
+
+    async def _finish_requests(self) -> None:
+        """Takes no more requests, and lets those that were taken end: their guests are there and wait for them."""
+        devices = [serving.device for serving in self.ports.values()]
+        for device in devices:
+            for status in device.queue_status():
+                if status.started and status.enabled:
+                    await device.set_vring_enable(status.index, False)
+        while any(status.in_flight for device in devices for status in device.queue_status() if status.started):
+            await asyncio.sleep(FINISH_POLL)
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
