@@ -176,6 +176,8 @@ bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclu
 		return true;
 	}
 	r->known[t->w->index]++;
+	/* Until now we were a stranger to whoever waits exclusively, and may have been the last one. */
+	t->w->ranges_moved = true;
 	if (exclusive) {
 		if (!r->exclusive++) {
 			atomic_fetch_or(&t->lu->gate, VS_GATE_EXCLUSIVE);
