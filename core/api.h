@@ -386,7 +386,8 @@ struct vs_isession_params {
 	uint64_t buffer_limit;      /* bytes of data buffers at once; what needs more waits */
 	uint8_t initial_r2t;
 	uint8_t immediate_data;
-	uint8_t reserved[6];
+	uint8_t discovery;          /* every SCSI command goes up as a PDU */
+	uint8_t reserved[5];
 };
 int vs_isession_create(vs_core *core, const struct vs_isession_params *params, vs_isession **out);
 int vs_isession_set_luns(vs_isession *session, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie); /* VS_UP_DONE; target must be 0 */
@@ -405,6 +406,7 @@ struct vs_iconn_params {
 	const uint8_t *leftover;    /* what was read beyond the login */
 };
 int vs_iconn_start(vs_isession *session, const struct vs_iconn_params *params, vs_iconn **out);
+int vs_iconn_set_max_send(vs_iconn *conn, uint32_t length);
 /* Ends the connection and its commands; VS_UP_DONE when the last has ended and *conn is gone. */
 int vs_iconn_close(vs_iconn *conn, uint64_t cookie);
 
@@ -413,10 +415,11 @@ enum vs_isend_flag { VS_ISEND_STATUS = 1 /* carries and advances StatSN */, VS_I
 int vs_iconn_send(vs_iconn *conn, const uint8_t *bhs, const uint8_t *data, uint32_t length, uint32_t flags);
 
 enum vs_iconn_event {
-	VS_ICONN_PEER_CLOSED = 1, VS_ICONN_SOCKET_ERROR = 2, VS_ICONN_HEADER_DIGEST = 3, VS_ICONN_DATA_DIGEST = 4, VS_ICONN_SEGMENT_TOO_LONG = 5,
+	VS_ICONN_PEER_CLOSED = 1, VS_ICONN_SOCKET_ERROR = 2, VS_ICONN_HEADER_DIGEST = 3, VS_ICONN_SEGMENT_TOO_LONG = 5,
 	VS_ICONN_BURST = 6 /* more data than was asked for, or at another offset */, VS_ICONN_NO_MEMORY = 7, VS_ICONN_SENT_LAST = 8, VS_ICONN_PROTOCOL = 9,
 };
-/* VS_UP_ICONN: aux = enum vs_iconn_event. After any but DATA_DIGEST nothing more is read; the connection waits for vs_iconn_close. */
+/* VS_UP_ICONN: aux = enum vs_iconn_event. Nothing more is read; the connection waits for vs_iconn_close. A wrong data digest is no event: the
+ * PDU is rejected, its command ends, and the connection goes on (7.8). */
 /* VS_UP_IPDU: a PDU for Python: pdu. */
 struct vs_ipdu_info {
 	uint64_t session_cookie;

@@ -125,7 +125,7 @@ struct vs_iconn {
 /* iscsi_session.c */
 uint8_t *vs_ibuffer_get(struct vs_isession *s, uint32_t n);
 void vs_ibuffer_put(struct vs_isession *s, uint8_t *buffer, uint32_t n);
-void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event); /* tells Python; but for DATA_DIGEST the connection is dead after it */
+void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event); /* tells Python; the connection is dead after it */
 void vs_isession_window(struct vs_isession *s);
 void vs_iconn_maybe_gone(struct vs_iconn *c);
 /* iscsi_rx.c */
@@ -139,6 +139,7 @@ bool vs_icmd_data_out(struct vs_iconn *c); /* where the data of c->bhs goes; fal
 void vs_icmd_data_done(struct vs_iconn *c, bool digest_ok);
 void vs_icmd_release(struct vs_icmd *x);   /* sent, or nobody to send it to */
 void vs_icmd_conn_gone(struct vs_iconn *c);
+void vs_icmd_reject(struct vs_iconn *c, uint8_t reason); /* 11.17: c->bhs is refused */
 bool vs_icmd_sn(struct vs_iconn *c, uint32_t sn, bool immediate); /* a PDU other than a command takes its CmdSN; false: drop it */
 /* iscsi_tx.c */
 void vs_itx_queue(struct vs_iconn *c, struct vs_iitem *item, enum vs_ikind kind);

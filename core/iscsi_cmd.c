@@ -318,7 +318,7 @@ bool vs_icmd_sn(struct vs_iconn *c, uint32_t sn, bool immediate)
 	return true;
 }
 
-static void reject(struct vs_iconn *c, uint8_t reason)
+void vs_icmd_reject(struct vs_iconn *c, uint8_t reason)
 {
 	struct vs_iready *r = calloc(1, sizeof(*r) + VS_BHS);
 
@@ -430,11 +430,11 @@ void vs_icmd_arrive(struct vs_iconn *c)
 		return;
 	}
 	if (vs_list_empty(&s->free)) {
-		reject(c, 0x06); /* immediate command: too many */
+		vs_icmd_reject(c, 0x06); /* immediate command: too many */
 		return;
 	}
 	if (vs_icmd_find(s, c, vs_be32(c->bhs + 16))) {
-		reject(c, 0x0b); /* invalid PDU field: the task tag is in use */
+		vs_icmd_reject(c, 0x0b); /* invalid PDU field: the task tag is in use */
 		return;
 	}
 	x = cmd_new(c);
@@ -447,7 +447,7 @@ void vs_icmd_arrive(struct vs_iconn *c)
 			x->state = VS_IC_HELD;
 	}
 	if (!take_cdb(c, x)) {
-		reject(c, 0x05);
+		vs_icmd_reject(c, 0x05);
 		vs_icmd_release(x);
 		return;
 	}

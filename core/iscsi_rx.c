@@ -75,7 +75,7 @@ static void finish(struct vs_iconn *c, bool digest_ok)
 	vs_count(&c->view.rx_pdus, 1);
 	if (!digest_ok) {
 		atomic_fetch_add(&c->view.digest_errors, 1);
-		vs_iconn_event(c, VS_ICONN_DATA_DIGEST);
+		vs_icmd_reject(c, 0x02);
 	}
 	if (c->data_pdu) {
 		if (digest_ok) {
@@ -220,6 +220,8 @@ static bool begin(struct vs_iconn *c)
 	c->data_r2t = NULL;
 	switch (opcode) {
 	case VS_I_COMMAND:
+		if (c->session->p.discovery)
+			return !vs_icmd_sn(c, vs_be32(c->bhs + 24), c->bhs[0] & VS_I_IMMEDIATE) || to_python(c);
 		vs_icmd_arrive(c);
 		return !c->dead;
 	case VS_I_DATA_OUT:

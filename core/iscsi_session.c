@@ -154,8 +154,7 @@ void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event)
 {
 	if (c->dead || c->closing)
 		return;
-	if (event != VS_ICONN_DATA_DIGEST)
-		c->dead = true;
+	c->dead = true;
 	vs_upcall_new(c->w->core, VS_UP_ICONN, c->w->index, c->cookie, event, 0, NULL);
 }
 
@@ -308,6 +307,15 @@ static void send_run(struct vs_worker *w, struct vs_msg *m)
 	free(o);
 }
 
+static void max_send_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct conn_msg *o = vs_container_of(m, struct conn_msg, msg);
+
+	(void)w;
+	o->c->max_send = (uint32_t)o->cookie;
+	free(o);
+}
+
 /* ---- what the control plane calls ------------------------------------------------------------------------------------------------------------------- */
 
 int vs_iconn_start(vs_isession *s, const struct vs_iconn_params *p, vs_iconn **out)
@@ -349,6 +357,16 @@ int vs_iconn_start(vs_isession *s, const struct vs_iconn_params *p, vs_iconn **o
 	c->rx_tail = p->leftover_length;
 	*out = c;
 	vs_worker_send(s->w, &o->msg);
+	return 0;
+}
+
+int vs_iconn_set_max_send(vs_iconn *c, uint32_t length)
+{
+	struct conn_msg *o = length < 512 ? NULL : conn_msg(c, max_send_run, length);
+
+	if (!o)
+		return length < 512 ? -EINVAL : -ENOMEM;
+	vs_worker_send(c->w, &o->msg);
 	return 0;
 }
 
