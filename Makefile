@@ -13,6 +13,8 @@ STAMPS := $(VENV)/stamps
 JOBS ?= 2
 FUZZ_SECONDS ?= 60
 STRESS_SECONDS ?= 20
+# Which guest tests run, as a pytest mark expression.
+GUEST_TESTS ?= not slow
 # Coverage below these fails the run (0: print only).
 PYTHON_COVERAGE ?= 0
 C_COVERAGE ?= 0
@@ -90,8 +92,8 @@ pytest: build ## Python tests with coverage, printed
 	$(PY) -m pytest --cov --cov-report=term --cov-fail-under=$(PYTHON_COVERAGE)
 
 .PHONY: qemu-tests
-qemu-tests: build ## tests that boot a real guest
-	$(PY) -m pytest qemu-tests --timeout=1200
+qemu-tests: build ## tests that boot a real guest (GUEST_TESTS=guest: the slow ones too)
+	$(PY) -m pytest qemu-tests --timeout=1200 -m "$(GUEST_TESTS)"
 
 .PHONY: test
 test: ## everything that must pass before a change goes in (<= 25 minutes)
@@ -101,6 +103,7 @@ test: ## everything that must pass before a change goes in (<= 25 minutes)
 # Long enough to find what the short runs of every change do not.
 test-all: export FUZZ_SECONDS := 600
 test-all: export STRESS_SECONDS := 300
+test-all: export GUEST_TESTS := guest
 test-all: ## everything without a time limit; writes docs/test-report.md
 	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests fuzz bench
 

@@ -27,9 +27,11 @@ def settle(guest: Guest, backend: Backend) -> None:
     assert not backend.tasks()
 
 
-def test_an_idle_guest_costs_nothing(bed: Bed) -> None:
+@pytest.mark.parametrize("engine", ["io_uring", pytest.param("epoll", marks=pytest.mark.slow)])
+def test_an_idle_guest_costs_nothing(bed: Bed, engine: str) -> None:
     """Two workers, four queues, both sorts of threads; the default polling."""
-    backend = bed.serve(f"0:0={bed.disk('disk', 64 << 20)}", "0:1=memory:64M", queues=4, options=["--workers", "2"])
+    options = ["--workers", "2", "--engine", engine]
+    backend = bed.serve(f"0:0={bed.disk('disk', 64 << 20)}", "0:1=memory:64M", queues=4, options=options)
     guest = bed.tiny(*bed.attach(backend, queues=4), cpus=4)
     disk = disks(guest)[0, 0].block
     guest.check(f"dd if=/dev/zero of={disk} bs=64k count=64 oflag=direct")  # threads have worked, not just been made

@@ -45,7 +45,7 @@ SETUPS = (
     PLAIN,
     RICH,
     Rings(4, 64, event_idx=True, indirect=False, workers=2),
-    Rings(1, 1024, event_idx=False, indirect=True),
+    pytest.param(Rings(1, 1024, event_idx=False, indirect=True), marks=pytest.mark.slow),
 )
 
 
