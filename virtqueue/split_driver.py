@@ -119,7 +119,6 @@ class SplitDriver:
         self._avail_event = word(used, self.layout.avail_event_offset)
         self._outstanding: dict[int, _Outstanding] = {}
         self._free: list[int] = []
-        self.raw = RawRing(self)
         self._reset()
 
     def _allocate_ring(self) -> RingAddresses:
@@ -142,6 +141,12 @@ class SplitDriver:
             word.store(0)
         for word in (self._used_flags, self._used_idx, self._avail_event):
             word.store(0)
+
+    @property
+    def raw(self) -> RawRing:
+        """The ring without rules."""
+        # Not kept: the two would be a cycle, and CPython's collector crashes over views of memory that cffi still uses.
+        return RawRing(self)
 
     @property
     def size(self) -> int:
