@@ -63,7 +63,8 @@ def command(image: str, **options: Any) -> None:
     """
     from vhost_scsi.daemon import logs, loop, service
 
-    options["log_level"] = options["log_level"] or "warning"
+    # On stderr there is the result, and nothing beside it that is not an error.
+    options["log_level"] = options["log_level"] or "error"
     with tempfile.TemporaryDirectory(prefix="vhost-scsi-boot.") as folder:
         socket_path = os.path.join(folder, "vhost-user.sock")
         config = _configuration(image, options, socket_path)

@@ -27,7 +27,7 @@ class StallWatch(selectors.EpollSelector):
         self._left_at: float | None = None
         self._said_at = -LOG_INTERVAL
         self._kept_back = 0
-        self.on = True
+        self.on = False  # a program that starts or ends keeps nobody waiting
         self.stalls = 0
         self.longest = 0.0  # seconds
 
@@ -64,7 +64,6 @@ def run(main: Any) -> Any:
         try:
             return await main(watch)
         finally:
-            # What follows is the end of the loop itself, which keeps nobody waiting.
             watch.on = False
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:

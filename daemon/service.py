@@ -115,6 +115,8 @@ class Service:
             self._watchers.append(asyncio.create_task(self._watch_port(serving)))
         if self._control is not None:
             await self._control.serve()
+        if self.watch is not None:
+            self.watch.on = True
         _LOG.info(
             "vhost-scsi %s, pid %d: %d logical units, %d ports, %d workers, engine %s%s",
             *(__version__, os.getpid(), len(config.lu), len(config.port), config.workers, self.core.engine_name),

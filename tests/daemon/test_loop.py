@@ -19,6 +19,7 @@ def stalls_of(*blocks: float) -> StallWatch:
 
     async def main(watch: StallWatch) -> None:
         kept.append(watch)
+        watch.on = True
         for seconds in blocks:
             await asyncio.sleep(0)
             time.sleep(seconds)
@@ -45,14 +46,25 @@ def test_many_stalls_are_one_line_a_second(caplog: pytest.LogCaptureFixture) -> 
 
 def test_short_work_is_no_stall() -> None:
     watch = StallWatch(stall=5.0)
+    watch.on = True
     for _ in range(3):
         watch.select(0)
     assert watch.stalls == 0
     watch.close()
 
 
+def test_nobody_waits_for_a_loop_that_serves_nobody_yet() -> None:
+    watch = StallWatch()
+    watch.select(0)
+    time.sleep(0.1)
+    watch.select(0)
+    assert watch.stalls == 0
+    watch.close()
+
+
 def test_waiting_is_no_stall() -> None:
     watch = StallWatch()
+    watch.on = True
     watch.select(0)
     watch.select(0.2)
     assert watch.longest < 0.15
