@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes tests/corpus/iscsi_pdu and iscsi_text: `python -m tests.iscsi.seeds`. Each input is something an initiator
+could send, or a rule that it could break; what a fuzzer found stands beside them under names of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from tests.iscsi.client import INITIATOR, TARGET, login_bhs, text
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+
+def bhs(opcode: int, flags: int = 0x80, ahs_words: int = 0, length: int = 0) -> bytes:
+    return struct.pack(">BBHB", opcode, flags, 0, ahs_words) + length.to_bytes(3, "big") + bytes(range(40))
+
+
+HEADERS = {
+    "login": login_bhs(100),
+    "login-longest": login_bhs(0xFFFFFF, ahs_words=255),
+    "login-version": login_bhs(0, version_min=9, version_max=9),
+    "nop-out": bhs(0x00),
+    "command": bhs(0x01, 0xC1),
+    "command-extended-cdb": bhs(0x01, 0xC1, 6) + b"\0\x11\x01\0" + bytes(20),
+    "command-two-segments": bhs(0x01, 0xE1, 8) + b"\0\x11\x01\0" + bytes(20) + b"\0\x05\x02\0\0\0\x10\0",
+    "segment-too-long": bhs(0x01, 0xC1, 1) + b"\xff\xff\x01\0",
+    "segment-empty": bhs(0x01, 0xC1, 1) + b"\0\0\x01\0",
+    "segment-cut": bhs(0x01, 0xC1, 1) + b"\0\x05",
+    "task-management": bhs(0x42, 0x81),
+    "text": bhs(0x04),
+    "data-out": bhs(0x05, 0x80, 0, 8192),
+    "logout": bhs(0x46, 0x81),
+    "snack": bhs(0x10, 0x82),
+    "vendor": bhs(0x1C),
+    "from-the-target": bhs(0x25),
+    "all-ones": b"\xff" * 48,
+    "short": b"\x43\x87",
+}
+TEXTS = {
+    "names": text([("InitiatorName", INITIATOR), ("TargetName", TARGET), ("SessionType", "Normal")]),
+    "operational": text(
+        [
+            ("HeaderDigest", "CRC32C,None"),
+            ("MaxRecvDataSegmentLength", "262144"),
+            ("InitialR2T", "No"),
+            ("FirstBurstLength", "0x10000"),
+            ("iSCSIProtocolLevel", "1"),
+            ("X-com.example.key", "value"),
+        ]
+    ),
+    "chap": text([("CHAP_N", "somebody"), ("CHAP_R", "0x" + "5a" * 32), ("CHAP_I", "7"), ("CHAP_C", "0bAQIDBA==")]),
+    "no-terminator": b"A=1",
+    "no-equals-sign": b"AuthMethod\0",
+    "no-key": b"=1\0",
+    "long-key": b"K" * 64 + b"=1\0",
+    "long-value": b"InitiatorAlias=" + b"v" * 256 + b"\0",
+    "not-utf-8": b"InitiatorAlias=\xc3\x28\0",
+    "escape": b"InitiatorAlias=\x1b]0;x\x07\0",
+    "zeroes": bytes(64),
+    "twice": text([("MaxBurstLength", "512"), ("MaxBurstLength", "1024")]),
+    "many": text([("A", "1")] * 129),
+}
+
+if __name__ == "__main__":
+    for folder, inputs in (("iscsi_pdu", HEADERS), ("iscsi_text", TEXTS)):
+        (CORPUS / folder).mkdir(parents=True, exist_ok=True)
+        for name, data in inputs.items():
+            (CORPUS / folder / name).write_bytes(data)
