@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import click
@@ -138,7 +139,7 @@ def _print_tasks(tasks: list[dict[str, Any]]) -> None:
                 task["head"],
                 task["unit"],
                 f"{task['target']}:{task['lun']}",
-                task["command"].split(" ")[0] if task["lba"] is not None else task["command"],
+                re.sub(r" (?:lba|blocks) \d+", "", task["command"]),  # they have columns of their own
                 task["lba"],
                 size(task["length_bytes"]),
                 task["segments"],

@@ -8,6 +8,7 @@ all of them held. It is a show and not a test: the tests are beside it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shlex
@@ -30,14 +31,16 @@ from vhost_scsi.qemu import Guest, GuestConfig, choose_accel, device_options, fi
 
 BOOT_TIMEOUT: Final = 400.0  # seconds; TCG on a busy machine
 READY_TIMEOUT: Final = 30.0
-LOOKS: Final = 40  # at the queues, until one finds so many requests in flight
+LOOK_TIMEOUT: Final = 60.0  # seconds to catch so many requests in flight; one is enough when the time is up
 IN_FLIGHT: Final = 4
 FILE_MIB: Final = 64
 REQUEST_QUEUES: Final = 2
+FIRST_REQUEST_QUEUE: Final = 2  # after the control and the event queue
 CLI: Final = (sys.executable, "-m", "vhost_scsi.cli")
+# dsync: each write is a FUA write, which takes as long as the disk below needs, so that there is something to see.
 FIO: Final = (
-    "fio --name=demo --filename=/root/fio.dat --size=128M --rw=randrw --rwmixread=70 --bs=4k --direct=1"
-    " --ioengine=libaio --iodepth=32 --runtime=12 --time_based --group_reporting"
+    "fio --name=demo --filename=/root/fio.dat --size=128M --rw=randrw --bs=4k --direct=1 --sync=dsync"
+    " --ioengine=libaio --iodepth=32 --runtime=120 --time_based --group_reporting"
 )
 LSBLK: Final = "lsblk -o NAME,SIZE,TYPE,FSTYPE,MOUNTPOINTS,VENDOR,MODEL,WWN"
 COLOUR: Final = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -188,23 +191,32 @@ def look_at_queues(guest: Guest, back_end: BackEnd) -> None:
     guest.check(f"{FIO} --create_only=1 >/dev/null", 300)
     typed(f"(guest) {FIO} &")
     guest.check(f"{FIO} >/tmp/fio.out 2>&1 &")
-    for attempt in range(LOOKS):
-        index = 2 + attempt % REQUEST_QUEUES
-        shown = back_end.ask("queue", "show", str(index))
-        if len(re.findall(r"\b(?:READ|WRITE)\(\d+\)", shown)) >= IN_FLIGHT:
-            typed(f"vhost-scsi queue show {index}")
-            quote(shown)
-            break
-        time.sleep(0.1)
-    else:
-        raise DemoFailure(f"in {LOOKS} looks at the queues there were never {IN_FLIGHT} requests in flight")
+    shown = caught_in_flight(back_end)
+    typed("vhost-scsi queue show " + re.search(r"queue (\d+)", shown)[1])  # type: ignore[index]
+    quote(shown)
     for words in (("queue", "list"), ("lun", "list"), ("status",)):
         typed(f"vhost-scsi {' '.join(words)}")
         quote(back_end.ask(*words))
-    guest.check("while pgrep -x fio >/dev/null; do sleep 0.5; done", 120)
+    guest.check("pkill -INT -x fio; while pgrep -x fio >/dev/null; do sleep 0.2; done", 120)
     quote(guest.check("grep -E 'IOPS|err=' /tmp/fio.out"))
     if " err= 0" not in guest.check("cat /tmp/fio.out"):
         raise DemoFailure("fio reports an error")
+
+
+def caught_in_flight(back_end: BackEnd) -> str:
+    """What `queue show` says at a moment with requests in flight; the best of what was seen."""
+    best, most = "", 0
+    until = time.monotonic() + LOOK_TIMEOUT
+    for attempt in itertools.count():
+        shown = back_end.ask("queue", "show", str(FIRST_REQUEST_QUEUE + attempt % REQUEST_QUEUES))
+        found = len(re.findall(r"\b(?:READ|WRITE)\(\d+\)", shown))
+        if found > most:
+            best, most = shown, found
+        if most >= IN_FLIGHT or time.monotonic() > until:
+            break
+    if not most:
+        raise DemoFailure(f"in {LOOK_TIMEOUT:g} s of looks at the queues no request was in flight")
+    return best
 
 
 def check_from_outside(disk: Path, checksum: str) -> None:
