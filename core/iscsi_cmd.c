@@ -9,6 +9,9 @@
 #include "task.h"
 #include "gen/tables.h"
 
+/* SPC-5 table F.2: PROTOCOL SERVICE CRC ERROR, DATA PHASE ERROR */
+enum { VS_ASC_SERVICE_CRC = 0x4705, VS_ASC_DATA_PHASE = 0x4b00 };
+
 static const struct vs_task_ops command_ops;
 
 /* RFC 1982: a - b, modulo 2^32 */
@@ -220,7 +223,7 @@ static void find_lun(struct vs_isession *s, struct vs_icmd *x)
 }
 
 /* RFC 7143 11.4.7.2: data that did not arrive whole ends the command. */
-static void fail_data(struct vs_icmd *x)
+static void fail_data(struct vs_icmd *x, uint16_t asc_ascq)
 {
 	struct vs_task *t = &x->task;
 
@@ -230,8 +233,8 @@ static void fail_data(struct vs_icmd *x)
 	t->sense[0] = 0x70;
 	t->sense[2] = VS_SK_ABORTED_COMMAND;
 	t->sense[7] = 10;
-	t->sense[12] = 0x47; /* PROTOCOL SERVICE CRC ERROR */
-	t->sense[13] = 0x05;
+	t->sense[12] = (uint8_t)(asc_ascq >> 8);
+	t->sense[13] = (uint8_t)asc_ascq;
 	vs_task_finish(t);
 }
 
@@ -241,7 +244,7 @@ static void run(struct vs_icmd *x)
 
 	x->state = VS_IC_RUNS;
 	if (x->data_failed) {
-		fail_data(x);
+		fail_data(x, VS_ASC_SERVICE_CRC);
 		return;
 	}
 	x->iov = (struct iovec){ x->buffer, x->buffer_size };
@@ -485,6 +488,15 @@ static struct vs_icmd *burst_error(struct vs_iconn *c)
 	return NULL;
 }
 
+/* 11.7.5, at recovery level 0: data that is out of sequence ends its command, and what else comes of it belongs to nobody. */
+static struct vs_icmd *sequence_error(struct vs_icmd *x)
+{
+	vs_list_del(&x->link);
+	vs_list_del(&x->r2t_item.link);
+	fail_data(x, VS_ASC_DATA_PHASE);
+	return NULL;
+}
+
 /* NULL with the connection dead: a rule was broken; NULL otherwise: data of a command that is gone. */
 static struct vs_icmd *unsolicited(struct vs_iconn *c, uint32_t offset, uint32_t data_sn)
 {
@@ -493,8 +505,11 @@ static struct vs_icmd *unsolicited(struct vs_iconn *c, uint32_t offset, uint32_t
 
 	if (!x || x->state == VS_IC_SENDS || x->state == VS_IC_RUNS)
 		return NULL;
-	if (s->p.initial_r2t || !x->write || x->final_seen || data_sn != x->unsolicited_sn || offset != x->asked ||
-	    c->data_length > vs_min(x->edtl, s->p.first_burst) - vs_min(offset, vs_min(x->edtl, s->p.first_burst)))
+	if (s->p.initial_r2t || !x->write || x->final_seen)
+		return burst_error(c);
+	if (data_sn != x->unsolicited_sn || offset != x->asked)
+		return sequence_error(x);
+	if (c->data_length > vs_min(x->edtl, s->p.first_burst) - vs_min(offset, vs_min(x->edtl, s->p.first_burst)))
 		return burst_error(c);
 	x->unsolicited_sn++;
 	x->asked += c->data_length;
@@ -513,8 +528,10 @@ static struct vs_icmd *solicited(struct vs_iconn *c, uint32_t ttt, uint32_t offs
 	if (x->conn != c || x->itt != vs_be32(c->bhs + 16) || x->state != VS_IC_DATA)
 		return NULL;
 	r = &x->r2t[ttt & 0xff];
-	if (!r->open || data_sn != r->data_sn || offset != r->offset + r->received || c->data_length > r->length - r->received)
+	if (!r->open || c->data_length > r->length - r->received)
 		return burst_error(c);
+	if (data_sn != r->data_sn || offset != r->offset + r->received)
+		return sequence_error(x);
 	r->data_sn++;
 	c->data_r2t = r;
 	return x;

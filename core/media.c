@@ -585,6 +585,9 @@ static bool check_transfer(struct vs_task *t)
 		break;
 	case VS_MEDIA_COMPARE_AND_WRITE:
 		t->required = 2 * t->m.length;
+		/* SBC-4 5.3: neither half may be guessed. */
+		if (t->out_length > t->required || (t->out_length < t->required && (t->flags & VS_TASK_TRUNCATE)))
+			return bad_field(t, 13, 7);
 		break;
 	default:
 		break;
@@ -616,8 +619,12 @@ static bool check(struct vs_task *t)
 		return ENDED;
 	if (op == VS_MEDIA_VERIFY && check_verify(t) == ENDED)
 		return ENDED;
-	if (!t->m.blocks)
-		return ENDED; /* SBC-4: a transfer length of zero is not an error */
+	if (!t->m.blocks) {
+		/* SBC-4: a transfer length of zero is not an error; data that comes with it is, where it would be compared. */
+		if (op == VS_MEDIA_COMPARE_AND_WRITE && t->out_length)
+			return bad_field(t, 13, 7);
+		return ENDED;
+	}
 	t->m.offset = t->m.lba << t->lu->block_shift;
 	t->m.length = t->m.blocks << t->lu->block_shift;
 	return check_transfer(t);

@@ -7,6 +7,7 @@ has one I_T nexus. What the transport does with its LUN map is told to it throug
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -45,13 +46,13 @@ class MappedLun:
 class Port:
     """Made by `Target.add_port`. `cookie` names it in the data plane."""
 
-    def __init__(self, target: Target, name: str, number: int) -> None:
+    def __init__(self, target: Target, name: str, number: int, nexus: Nexus | None = None) -> None:
         self.name: Final = name
         self.cookie: Final = target.core.cookie()
         self._target = target
         self._number = number
         self._mapped: dict[tuple[int, int], MappedLun] = {}
-        self._nexuses: dict[int, Nexus] = {}
+        self._nexuses: dict[int, Nexus] = {} if nexus is None else {0: nexus}
         self.on_luns: Callable[[], Awaitable[None]] | None = None
         """the transport's: publish `luns` to the data plane; returns when the old map is not used any more"""
 
@@ -122,10 +123,16 @@ class Port:
 
     async def nexus_lost(self) -> None:
         """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks."""
+        places: dict[Unit, list[MappedLun]] = {}
         for mapped in self.luns:
-            unit = mapped.unit
-            unit.abort_response = lib.VS_RESP_RESET
-            try:
+            places.setdefault(mapped.unit, []).append(mapped)
+        # Units at once: what one has in flight must not keep the next one's tasks running.
+        await asyncio.gather(*(self._unit_lost(unit, each) for unit, each in places.items()))
+
+    async def _unit_lost(self, unit: Unit, places: list[MappedLun]) -> None:
+        unit.abort_response = lib.VS_RESP_RESET
+        try:
+            for mapped in places:
                 await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
-            finally:
-                unit.abort_response = lib.VS_RESP_ABORTED
+        finally:
+            unit.abort_response = lib.VS_RESP_ABORTED

@@ -12,6 +12,7 @@ from vhost_scsi._core import lib
 from vhost_scsi.dataplane import Core, PyTask
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.logical_unit import Cancel
+from vhost_scsi.scsi.nexus import Nexus
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
 from vhost_scsi.stores import Store
@@ -42,13 +43,21 @@ class Target:
         self.units[spec.name] = unit
         return unit
 
-    def add_port(self, name: str) -> Port:
+    def add_port(self, name: str, nexus: Nexus | None = None) -> Port:
+        """`nexus`: the I_T nexus of the port's target 0, where the transport knows more of it than a name."""
         if name in self.ports:
             raise ConfigError(f"port {name} is there already")
-        port = Port(self, name, len(self.ports))
+        port = Port(self, name, len(self.ports), nexus)
         self.ports[name] = port
         self._ports_by_cookie[port.cookie] = port
         return port
+
+    async def remove_port(self, port: Port) -> None:
+        """Unmaps all; the transport takes no more tasks from it."""
+        for mapped in port.luns:
+            await port.unmap(mapped.target_id, mapped.lun)
+        del self.ports[port.name]
+        del self._ports_by_cookie[port.cookie]
 
     async def close(self) -> None:
         """Unmaps and destroys everything; transports have stopped."""

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Full-feature phase over the C core, and the SCSI target behind it: `FullFeature` and `ScsiSide` for real.
+
+A session is a port of the target with one I_T nexus, and a session object in C on one worker. Bytes never come here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid5
+
+from vhost_scsi._core import ffi, lib
+from vhost_scsi.dataplane import Core
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.iscsi.codes import TaskFunction, TaskResponse
+from vhost_scsi.iscsi.full_feature import (
+    ConnectionEvent,
+    ConnectionHandle,
+    ConnectionParams,
+    EventKind,
+    RemoveReason,
+    SessionHandle,
+    SessionParams,
+    Upcalls,
+)
+from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
+from vhost_scsi.iscsi.sessions import Connection
+from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
+from vhost_scsi.scsi.task import ServiceResponse
+from vhost_scsi.target import Port, Target, TaskManagementFunction
+
+if TYPE_CHECKING:
+    from vhost_scsi._core import CData
+
+LOG: Final = logging.getLogger("vhost_scsi.control")
+PORT_NAMESPACE: Final = UUID("0d7a4f5e-62cf-5c0e-8f3b-6a7c3c1d9f10")
+CREDIT: Final = 64
+"""tasks of one session that Python decides at a time"""
+MAX_TRANSFER: Final = 64 << 20
+BUFFER_LIMIT: Final = 128 << 20
+"""bytes of data buffers of one session; commands beyond it wait for their turn"""
+ISCSI_TRANSPORT_ID: Final = 0x45  # SPC-5 7.6.4.6: format 01b, protocol identifier 5
+FIRST_RELATIVE_ID: Final = 0x8000
+
+_EVENTS: Final = {
+    lib.VS_ICONN_PEER_CLOSED: (EventKind.CLOSED_BY_PEER, ""),
+    lib.VS_ICONN_SOCKET_ERROR: (EventKind.SOCKET_ERROR, ""),
+    lib.VS_ICONN_HEADER_DIGEST: (EventKind.HEADER_DIGEST_ERROR, ""),
+    lib.VS_ICONN_SEGMENT_TOO_LONG: (EventKind.PROTOCOL_ERROR, "a data segment is longer than declared"),
+    lib.VS_ICONN_BURST: (EventKind.PROTOCOL_ERROR, "data-out that nobody asked for, or out of order"),
+    lib.VS_ICONN_NO_MEMORY: (EventKind.PROTOCOL_ERROR, "no memory"),
+    lib.VS_ICONN_SENT_LAST: (EventKind.CLOSED_BY_PEER, ""),
+    lib.VS_ICONN_PROTOCOL: (EventKind.PROTOCOL_ERROR, "immediate data or direction that was not agreed on"),
+}
+_FUNCTIONS: Final = {
+    TaskFunction.ABORT_TASK: TaskManagementFunction.ABORT_TASK,
+    TaskFunction.ABORT_TASK_SET: TaskManagementFunction.ABORT_TASK_SET,
+    TaskFunction.CLEAR_ACA: TaskManagementFunction.CLEAR_ACA,
+    TaskFunction.CLEAR_TASK_SET: TaskManagementFunction.CLEAR_TASK_SET,
+    TaskFunction.LOGICAL_UNIT_RESET: TaskManagementFunction.LOGICAL_UNIT_RESET,
+    TaskFunction.QUERY_TASK: TaskManagementFunction.QUERY_TASK,
+    TaskFunction.QUERY_TASK_SET: TaskManagementFunction.QUERY_TASK_SET,
+    TaskFunction.I_T_NEXUS_RESET: TaskManagementFunction.I_T_NEXUS_RESET,
+}
+_RESPONSES: Final = {
+    ServiceResponse.FUNCTION_COMPLETE: TaskResponse.COMPLETE,
+    ServiceResponse.FUNCTION_SUCCEEDED: TaskResponse.SUCCEEDED,
+    ServiceResponse.FUNCTION_REJECTED: TaskResponse.REJECTED,
+    ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER: TaskResponse.LUN_DOES_NOT_EXIST,
+    ServiceResponse.SERVICE_DELIVERY_OR_TARGET_FAILURE: TaskResponse.REJECTED,
+}
+
+
+def transport_id(initiator: str, isid: int) -> bytes:
+    """SPC-5 7.6.4.6: the initiator port's name, NUL-terminated and padded to four bytes."""
+    name = f"{initiator},i,0x{isid:012x}".encode() + b"\0"
+    name = name.ljust(max(20, (len(name) + 3) & ~3), b"\0")
+    return bytes([ISCSI_TRANSPORT_ID, 0]) + len(name).to_bytes(2, "big") + name
+
+
+def lun_number(field: int) -> int | None:
+    """The LUN of an 8-byte field (SAM-5 4.7): peripheral with bus 0, or flat; None for any other form."""
+    first = field >> 48
+    if field & ((1 << 48) - 1) or (first >> 8 and first >> 14 != 1):
+        return None
+    return first & 0x3FFF
+
+
+class CoreConnection:
+    """A connection in C."""
+
+    def __init__(self, session: CoreSession, cookie: int, params: ConnectionParams) -> None:
+        self.session = session
+        self.cookie = cookie
+        self.params = params
+        self.handle: CData | None = None
+
+    def info(self) -> Any:
+        """`struct vs_iconn_info`; None when the connection has ended."""
+        if self.handle is None:
+            return None
+        out = ffi.new("struct vs_iconn_info *")
+        lib.vs_iconn_info(self.handle, out)
+        return out
+
+
+class CoreSession:
+    """A session in C, and its port. A discovery session has no LUNs."""
+
+    def __init__(self, params: SessionParams, port: Port, handle: CData) -> None:
+        self.params = params
+        self.port = port
+        self.handle = handle
+        self.connections: list[CoreConnection] = []
+
+    @property
+    def window(self) -> tuple[int, int]:
+        for connection in self.connections:
+            info = connection.info()
+            if info is not None and info.max_cmd_sn:
+                return info.exp_cmd_sn, info.max_cmd_sn
+        return self.params.cmd_sn, (self.params.cmd_sn + self.params.queue_depth - 1) & 0xFFFFFFFF
+
+
+class DataPlane:
+    """`FullFeature` and `ScsiSide` of one node over a core and a target. `workers`: sessions are dealt out to these."""
+
+    def __init__(self, core: Core, target: Target, workers: tuple[int, ...] = (0,)) -> None:
+        self._core = core
+        self._target = target
+        self._workers = cycle(workers)
+        self._upcalls: Upcalls | None = None
+        self._relative_ids: dict[tuple[str, int], int] = {}
+        self._sessions: set[CoreSession] = set()
+        self.on_cold_reset: Callable[[str], None] = lambda target: None
+        """told of a cold reset of that iSCSI target, when it has been carried out: its sessions are to end"""
+
+    def attach(self, upcalls: Upcalls) -> None:
+        self._upcalls = upcalls
+
+    # ---- sessions --------------------------------------------------------------------------------------------------
+
+    async def open_session(self, params: SessionParams) -> SessionHandle:
+        units = {}
+        for lun, name in params.luns.items():
+            unit = self._target.units.get(name)
+            if unit is None:
+                raise ConfigError(f"target {params.target}: LUN {lun}: there is no logical unit {name}")
+            units[lun] = unit
+        name = f"iscsi:{params.initiator_name},i,0x{params.isid:012x},{params.target or 'discovery'},{params.tsih}"
+        port = self._target.add_port(name, nexus=self._nexus(params))
+        out = ffi.new("vs_isession **")
+        err = lib.vs_isession_create(self._core.handle, self._session_params(params, port), out)
+        if err:
+            await self._target.remove_port(port)
+            raise OSError(-err, f"the data plane refuses a session: error {-err}")
+        session = CoreSession(params, port, out[0])
+        self._sessions.add(session)
+        port.on_luns = lambda: self._publish(session)
+        for lun, unit in sorted(units.items()):
+            await port.map(0, lun, unit)
+        return session
+
+    def _session_params(self, params: SessionParams, port: Port) -> CData:
+        keys = params.keys
+        out = ffi.new("struct vs_isession_params *")
+        out.cookie = port.cookie
+        out.worker = next(self._workers)
+        out.exp_cmd_sn = params.cmd_sn
+        out.queue_depth = min(params.queue_depth, 4096)
+        out.max_burst = keys.max_burst_length
+        out.first_burst = keys.first_burst_length
+        out.max_outstanding_r2t = keys.max_outstanding_r2t
+        out.credit = CREDIT
+        out.max_transfer = MAX_TRANSFER
+        out.buffer_limit = BUFFER_LIMIT
+        out.initial_r2t = keys.initial_r2t
+        out.immediate_data = keys.immediate_data
+        out.discovery = params.target is None
+        return out
+
+    def _nexus(self, params: SessionParams) -> Nexus:
+        target, tag = params.target or "", params.portal_group_tag
+        key = (target, tag)
+        relative = self._relative_ids.setdefault(key, FIRST_RELATIVE_ID + len(self._relative_ids))
+        luns = sorted(params.luns)
+        name = f"{target},t,0x{tag:04x}"
+        port = TargetPort(
+            name, uuid5(PORT_NAMESPACE, name), relative, lambda: luns, iscsi_name=name if target else None
+        )
+        initiator = f"{params.initiator_name},i,0x{params.isid:012x}"
+        return Nexus(InitiatorPort(initiator, transport_id(params.initiator_name, params.isid)), port)
+
+    async def _publish(self, session: CoreSession) -> None:
+        mapped = session.port.luns
+        entries = ffi.new("struct vs_lun_entry[]", max(len(mapped), 1))
+        for i, each in enumerate(mapped):
+            entries[i].nexus = each.handle
+            entries[i].lun = each.lun
+        await self._core.message(lambda cookie: lib.vs_isession_set_luns(session.handle, entries, len(mapped), cookie))
+
+    async def close_session(self, handle: SessionHandle) -> None:
+        session = _session(handle)
+        if session not in self._sessions:
+            return
+        self._sessions.discard(session)
+        # Both at once: what C aborts may be in Python's hands, and what Python aborts may be C's to end.
+        await asyncio.gather(*(self._close(each) for each in list(session.connections)), session.port.nexus_lost())
+        await self._target.remove_port(session.port)
+        await self._core.message(lambda cookie: lib.vs_isession_destroy(session.handle, cookie))
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    async def add_connection(
+        self, session: SessionHandle, sock_fd: int, params: ConnectionParams, leftover: bytes
+    ) -> ConnectionHandle:
+        owner = _session(session)
+        cookie = self._core.cookie()
+        connection = CoreConnection(owner, cookie, params)
+        out = ffi.new("vs_iconn **")
+        wanted = ffi.new("struct vs_iconn_params *")
+        kept = ffi.from_buffer(leftover) if leftover else ffi.NULL
+        wanted.cookie = cookie
+        wanted.fd = sock_fd
+        wanted.stat_sn = params.stat_sn
+        wanted.max_send_segment = params.max_send
+        wanted.max_recv_segment = params.max_recv
+        wanted.header_digest = params.header_digest
+        wanted.data_digest = params.data_digest
+        wanted.cid = params.cid
+        wanted.leftover = kept
+        wanted.leftover_length = len(leftover)
+        self._core.listen(lib.VS_UP_IPDU, cookie, lambda up: self._pdu(connection, up.pdu))
+        self._core.listen(lib.VS_UP_ICONN, cookie, lambda up: self._event(connection, up.aux))
+        err = lib.vs_iconn_start(owner.handle, wanted, out)
+        if err:
+            self._forget(connection)
+            raise OSError(-err, f"the data plane refuses a connection: error {-err}")
+        connection.handle = out[0]
+        owner.connections.append(connection)
+        return connection
+
+    async def remove_connection(self, connection: ConnectionHandle, reason: RemoveReason) -> None:
+        await self._close(_connection(connection))
+
+    async def _close(self, connection: CoreConnection) -> None:
+        handle, connection.handle = connection.handle, None
+        if handle is None:
+            return
+        await self._core.message(lambda cookie: lib.vs_iconn_close(handle, cookie))
+        connection.session.connections.remove(connection)
+        self._forget(connection)
+
+    def _forget(self, connection: CoreConnection) -> None:
+        self._core.unlisten(lib.VS_UP_IPDU, connection.cookie)
+        self._core.unlisten(lib.VS_UP_ICONN, connection.cookie)
+
+    def send(
+        self,
+        connection: ConnectionHandle,
+        bhs: bytes,
+        data: bytes = b"",
+        *,
+        final: bool = False,
+        advance_stat_sn: bool = True,
+    ) -> None:
+        handle = _connection(connection).handle
+        if handle is None:
+            return
+        flags = (lib.VS_ISEND_STATUS if advance_stat_sn else 0) | (lib.VS_ISEND_CLOSE if final else 0)
+        err = lib.vs_iconn_send(handle, bhs, data, len(data), flags)
+        if err:
+            raise OSError(-err, f"the data plane refuses a PDU of {len(data)} bytes: error {-err}")
+
+    def set_max_send(self, connection: ConnectionHandle, length: int) -> None:
+        handle = _connection(connection).handle
+        if handle is not None:
+            lib.vs_iconn_set_max_send(handle, length)
+
+    # ---- what comes up ---------------------------------------------------------------------------------------------
+
+    def _pdu(self, connection: CoreConnection, pdu: CData) -> None:
+        info: Any = ffi.new("struct vs_ipdu_info *")
+        lib.vs_ipdu_info(pdu, info)
+        bhs = bytes(ffi.buffer(info.bhs, 48))
+        ahs = bytes(ffi.buffer(info.ahs, info.ahs_length)) if info.ahs_length else b""
+        data = bytes(ffi.buffer(info.data, info.data_length)) if info.data_length else b""
+        lib.vs_ipdu_done(self._core.handle, pdu)
+        if self._upcalls is not None and connection.handle is not None:
+            self._upcalls.on_pdu(connection, bhs, ahs, data)
+
+    def _event(self, connection: CoreConnection, event: int) -> None:
+        kind, detail = _EVENTS[event]
+        if self._upcalls is not None and connection.handle is not None:
+            self._upcalls.on_event(connection, ConnectionEvent(kind, detail))
+
+    # ---- the SCSI side ---------------------------------------------------------------------------------------------
+
+    async def task_management(self, connection: Connection, request: TaskManagementRequest) -> TaskResponse:
+        port = _session(connection.session.handle).port
+        function = TaskFunction(request.function)
+        if function in (TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET):
+            return await self._reset_target(connection, port, function)
+        lun = lun_number(request.lun)
+        if function not in _FUNCTIONS:
+            return TaskResponse.NOT_SUPPORTED
+        if lun is None or (port.at(0, lun) is None and function is not TaskFunction.I_T_NEXUS_RESET):
+            return TaskResponse.LUN_DOES_NOT_EXIST
+        tag = request.referenced_task_tag
+        if function is TaskFunction.ABORT_TASK:
+            known = await self._target.task_management(port, TaskManagementFunction.QUERY_TASK, 0, lun, tag)
+            await self._target.task_management(port, TaskManagementFunction.ABORT_TASK, 0, lun, tag)
+            found = known is ServiceResponse.FUNCTION_SUCCEEDED
+            return TaskResponse.COMPLETE if found else TaskResponse.TASK_DOES_NOT_EXIST
+        return _RESPONSES[await self._target.task_management(port, _FUNCTIONS[function], 0, lun, tag)]
+
+    async def _reset_target(self, connection: Connection, port: Port, function: TaskFunction) -> TaskResponse:
+        for mapped in port.luns:
+            await self._target.task_management(port, TaskManagementFunction.LOGICAL_UNIT_RESET, 0, mapped.lun, 0)
+        if function is TaskFunction.TARGET_COLD_RESET:
+            asyncio.get_running_loop().call_soon(self.on_cold_reset, connection.session.target_name)
+        return TaskResponse.COMPLETE
+
+    def command(self, connection: Connection, command: ScsiCommand, cdb: bytes, data: bytes) -> None:
+        """C runs every command, those with an extended CDB too."""
+        LOG.error("iscsi: a SCSI command came up that should have been run below (CDB %s)", cdb.hex())
+
+
+def _session(handle: SessionHandle) -> CoreSession:
+    assert isinstance(handle, CoreSession)
+    return handle
+
+
+def _connection(handle: ConnectionHandle) -> CoreConnection:
+    assert isinstance(handle, CoreConnection)
+    return handle
