@@ -89,7 +89,7 @@ core-cover: build ## C line coverage by the C and the Python tests, printed
 .PHONY: pytest
 pytest: build ## Python tests with coverage, printed
 	@rm -f .coverage .coverage.*
-	$(PY) -m pytest --cov --cov-report=term --cov-fail-under=$(PYTHON_COVERAGE)
+	COVERAGE_ROOT=$(CURDIR) $(PY) -m pytest --cov --cov-report=term --cov-fail-under=$(PYTHON_COVERAGE)
 
 .PHONY: qemu-tests
 qemu-tests: build ## tests that boot a real guest (GUEST_TESTS=guest: the slow ones too)
