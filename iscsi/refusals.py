@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What initiators asked for and did not get, in plain words, for people who wonder why a login or a command fails.
+
+A bounded list of who, what and why; the same refusal again is counted, not kept twice. The log tells each kind at most
+once a second, because an initiator decides how often it asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+KEPT: Final = 256
+LONGEST: Final = 300  # characters of what a peer sent that are repeated
+LOG: Final = logging.getLogger("vhost_scsi.control")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`asked` is what was wanted ("login", "key MaxBurstLength=0", "SNACK"), `kind` one of a small fixed set of names.
+
+    Times are seconds since the epoch. An initiator or target that is not known yet is empty.
+    """
+
+    peer: str
+    initiator: str
+    target: str
+    kind: str
+    asked: str
+    why: str
+    first: float = 0.0
+    last: float = 0.0
+    times: int = 1
+
+    def __str__(self) -> str:
+        who = f"{self.initiator} at {self.peer}" if self.initiator else self.peer
+        where = f" of {self.target}" if self.target else ""
+        return f"{who} asked for {self.asked}{where}: refused, {self.why}"
+
+
+class RefusedLog:
+    """All refusals of one node, newest last."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        logger: logging.Logger = LOG,
+        interval: float = 1.0,
+    ) -> None:
+        self._clock = clock
+        self._logger = logger
+        self._interval = interval
+        self._entries: OrderedDict[tuple[str, ...], Refusal] = OrderedDict()
+        self._said_at: dict[str, float] = {}
+        self._kept_back: dict[str, int] = {}
+
+    def add(self, peer: str, initiator: str, target: str, kind: str, asked: str, why: str) -> Refusal:
+        now = self._clock()
+        initiator, target, asked, why = (_shown(text) for text in (initiator, target, asked, why))
+        # A peer's port changes with each attempt, and is nothing that two refusals differ in.
+        key = (peer.rpartition(":")[0], initiator, target, kind, asked, why)
+        known = self._entries.pop(key, None)
+        if known is None:
+            refusal = Refusal(peer, initiator, target, kind, asked, why, now, now)
+        else:
+            refusal = replace(known, peer=peer, last=now, times=known.times + 1)
+        self._entries[key] = refusal
+        while len(self._entries) > KEPT:
+            self._entries.popitem(last=False)
+        self._say(kind, refusal, now)
+        return refusal
+
+    def all(self) -> list[Refusal]:
+        return list(self._entries.values())
+
+    def _say(self, kind: str, refusal: Refusal, now: float) -> None:
+        if now - self._said_at.get(kind, -self._interval) < self._interval:
+            self._kept_back[kind] = self._kept_back.get(kind, 0) + 1
+            return
+        kept_back = self._kept_back.pop(kind, 0)
+        more = f" ({kept_back} more since)" if kept_back else ""
+        self._said_at[kind] = now
+        self._logger.warning("iscsi: %s%s", refusal, more)
+
+
+def _shown(text: str) -> str:
+    """Fit for a terminal and a log: one line, no control characters, not long."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listens on portals, drives logins, and gives connections that logged in to the data plane.
+
+A login has a time limit as a whole, so that one that trickles in byte by byte ends like one that is silent. There are
+never more in progress than the limit: whoever comes then waits, or takes the place of the oldest of the address that
+has most of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import ipaddress
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.iscsi.full_feature import FullFeature
+from vhost_scsi.iscsi.login import Login, LoginRefused, Reply, State
+from vhost_scsi.iscsi.node import Door, Node
+from vhost_scsi.iscsi.pdu import BHS_SIZE
+from vhost_scsi.iscsi.portals import Portal, bracketed, plain_address
+from vhost_scsi.iscsi.rare import RareHandler, ScsiSide
+from vhost_scsi.iscsi.session_keeper import FINAL_RESPONSE_TIMEOUT, SessionKeeper
+
+LOG: Final = logging.getLogger("vhost_scsi.control")
+BACKLOG: Final = 512
+GRACE: Final = 2.0  # seconds; a login that is younger keeps its place
+_ACCEPT_PAUSE: Final = 0.5  # seconds to wait when there is no descriptor left for a new connection
+_PART_TIME: Final = 1.0  # seconds in which a refused initiator may read why
+_PART_BYTES: Final = 1 << 20  # what is read of it meanwhile: what stays unread would reset the connection
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """A login in progress."""
+
+    address: str
+    since: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[None] | None = None
+    committing: bool = False
+    evicted: bool = False
+
+
+class IscsiServer:
+    """`start`, then `close`. One for a node; the data plane and the SCSI side are given."""
+
+    def __init__(self, node: Node, full_feature: FullFeature, scsi: ScsiSide, portals: Sequence[Portal]) -> None:
+        if not portals:
+            raise ConfigError("iscsi: no portal to listen on")
+        self._node = node
+        self._wanted = tuple(portals)
+        self.keeper: Final = SessionKeeper(node, full_feature)
+        self.rare: Final = RareHandler(node, self.keeper, full_feature, scsi)
+        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
+        self._attempts: set[_Attempt] = set()
+        self._ended = asyncio.Event()
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listens on every portal or on none; raises ConfigError with one line that says why not."""
+        sockets: list[tuple[socket.socket, Portal]] = []
+        try:
+            for wanted in self._wanted:
+                sock = _listen(wanted)
+                sockets.append((sock, replace(wanted, port=sock.getsockname()[1])))
+        except ConfigError:
+            for sock, _ in sockets:
+                sock.close()
+            raise
+        self._node.portals = [portal for _, portal in sockets]
+        for sock, portal in sockets:
+            self._listeners.append((sock, asyncio.create_task(self._accept_all(sock, portal))))
+        if any(portal.is_wildcard and not portal.announced for portal in self._node.portals):
+            await self._node.book.start()
+
+    async def close(self) -> None:
+        """Stops listening, ends logins and sessions; returns when the data plane has nothing of ours any more."""
+        self._node.closing = True
+        for _, task in self._listeners:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in self._listeners), return_exceptions=True)
+        for sock, _ in self._listeners:
+            sock.close()
+        self._listeners.clear()
+        for attempt in self._attempts:
+            self._cancel(attempt)
+        while self._attempts:
+            await asyncio.wait([attempt.task for attempt in self._attempts if attempt.task is not None])
+        await self.keeper.end_all()
+        await self.rare.close()
+        await self._node.book.close()
+        self._node.portals = []
+
+    @property
+    def logins_in_progress(self) -> int:
+        return len(self._attempts)
+
+    # ---- accepting -------------------------------------------------------------------------------------------------
+
+    async def _accept_all(self, listener: socket.socket, portal: Portal) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
+                    raise
+                LOG.error("iscsi: cannot accept a connection: %s", error.strerror)
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            try:
+                await self._room()
+            except asyncio.CancelledError:
+                sock.close()
+                raise
+            attempt = _Attempt(address[0])
+            self._attempts.add(attempt)
+            attempt.task = asyncio.create_task(self._serve(attempt, sock, address, portal))
+            # Not in the task itself: one that is cancelled before its first step never gets to its end.
+            attempt.task.add_done_callback(functools.partial(self._done, attempt, sock))
+
+    def _done(self, attempt: _Attempt, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._attempts.discard(attempt)
+        self._ended.set()
+        sock.close()  # nothing, if it was handed over
+
+    async def _room(self) -> None:
+        """Returns when one more login may begin."""
+        while len(self._attempts) >= self._node.limits.logins_in_progress:
+            self._ended.clear()
+            wait = self._evict()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._ended.wait()
+
+    def _evict(self) -> float | None:
+        """Ends the oldest login of the address with most of them, if it is old enough; how long to wait otherwise."""
+        open_ones = [attempt for attempt in self._attempts if not attempt.committing and not attempt.evicted]
+        if not open_ones:
+            return None
+        counts = Counter(attempt.address for attempt in open_ones)
+        most = max(counts.values())
+        victim = min((each for each in open_ones if counts[each.address] == most), key=lambda each: each.since)
+        left = victim.since + GRACE - time.monotonic()
+        if left > 0:
+            return left
+        victim.evicted = True
+        self._cancel(victim)
+        return None
+
+    @staticmethod
+    def _cancel(attempt: _Attempt) -> None:
+        # A session that is being made is made, or taken back, by the keeper: it is not interrupted half way.
+        if attempt.task is not None and not attempt.committing:
+            attempt.task.cancel()
+
+    # ---- one login -------------------------------------------------------------------------------------------------
+
+    async def _serve(self, attempt: _Attempt, sock: socket.socket, address: tuple[str, int], portal: Portal) -> None:
+        peer = f"{bracketed(address[0])}:{address[1]}"
+        sock.setblocking(False)
+        login = Login(Door(self._node, plain_address(address[0]), portal.tag), self._node.challenges)
+        limit = self._node.limits.login_timeout
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            local = sock.getsockname()
+            async with asyncio.timeout(limit):
+                refused = await self._talk(login, sock)
+            if refused is None:
+                attempt.committing = True
+                refused = await self._commit(login, sock, peer, (local[0], local[1]))
+            if refused is not None:
+                self._tell(login, peer, str(refused), refused.status.text)
+                await _part(sock)
+        except TimeoutError:
+            self._tell(login, peer, f"it did not end within {limit:g} seconds", "time is up")
+        except asyncio.CancelledError:
+            if not attempt.evicted:
+                raise
+            self._tell(login, peer, "too many logins were in progress, and this was the oldest", "evicted")
+        except OSError as error:
+            LOG.debug("iscsi: %s went away during login: %s", peer, error)
+        except Exception:
+            LOG.exception("iscsi: a login failed by an error of ours")
+        finally:
+            login.close()
+        for pair in login.rejected:
+            asks = login.asks
+            assert asks is not None
+            asked = f"key {pair.key}={pair.value}"
+            why = "the value is not admissible"
+            self._node.refused.add(peer, asks.initiator, asks.target or "", "key", asked, why)
+
+    async def _talk(self, login: Login, sock: socket.socket) -> LoginRefused | None:
+        """Requests and responses until a session is to be made (None), or the login is refused."""
+        loop = asyncio.get_running_loop()
+        while True:
+            bhs = await _read(sock, BHS_SIZE)
+            to_read = login.to_read(bhs)
+            data = None if to_read is None else await _read(sock, to_read)
+            reply = login.receive(bhs, data)
+            if reply.response:
+                await loop.sock_sendall(sock, reply.response)
+            if reply.state is State.COMMIT:
+                return None
+            if reply.state is State.REFUSED:
+                return reply.refused
+
+    async def _commit(
+        self, login: Login, sock: socket.socket, peer: str, local: tuple[str, int]
+    ) -> LoginRefused | None:
+        try:
+            await self.keeper.establish(login, sock, peer, local)
+        except LoginRefused as refused:
+            reply: Reply = login.refuse(refused.status, str(refused))
+            async with asyncio.timeout(FINAL_RESPONSE_TIMEOUT):
+                await asyncio.get_running_loop().sock_sendall(sock, reply.response)
+            return refused
+        return None
+
+    def _tell(self, login: Login, peer: str, why: str, status: str) -> None:
+        asks = login.asks
+        initiator = "" if asks is None else asks.initiator
+        target = "" if asks is None else asks.target or "discovery"
+        self._node.refused.add(peer, initiator, target, f"login: {status}", "login", why)
+
+
+def _listen(portal: Portal) -> socket.socket:
+    try:
+        # A link-local address needs its zone as a number; nothing is asked of any name server.
+        flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            portal.host, portal.port, type=socket.SOCK_STREAM, flags=flags
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"portal {portal}: {error.strerror or error}") from error
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if isinstance(portal.address, ipaddress.IPv6Address):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"portal {portal}: cannot listen: {error.strerror or error}") from error
+    return sock
+
+
+async def _read(sock: socket.socket, length: int) -> bytes:
+    """Exactly so many bytes: what comes behind a login is the data plane's. Raises ConnectionResetError at the end."""
+    loop = asyncio.get_running_loop()
+    received = bytearray()
+    while len(received) < length:
+        piece = await loop.sock_recv(sock, length - len(received))
+        if not piece:
+            raise ConnectionResetError("the stream ended")
+        received += piece
+    return bytes(received)
+
+
+async def _part(sock: socket.socket) -> None:
+    """Lets the initiator read what was sent, then lets go: a socket that is closed with bytes unread is reset, and the
+    refusal with it may be lost."""
+    loop = asyncio.get_running_loop()
+    sock.shutdown(socket.SHUT_WR)
+    left = _PART_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PART_TIME):
+            while left > 0:
+                piece = await loop.sock_recv(sock, min(left, 65536))
+                if not piece:
+                    return
+                left -= len(piece)
