@@ -184,7 +184,7 @@ class Live:
             await self.core.close()
 
         try:
-            self.call(ended(), 2 * PATIENCE)
+            self.call(ended(), 8 * PATIENCE)  # 16384 nexuses end one after the other
         finally:
             self.thread.stop()
             logging.getLogger("vhost_scsi").removeHandler(self.errors)

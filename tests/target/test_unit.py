@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -280,7 +281,9 @@ def test_peripheral_and_flat_addressing_reach_the_same_unit(live: Live) -> None:
             host.ok(TEST_UNIT_READY, at=lun + bytes(4))
 
 
-def test_a_target_with_every_lun_there_can_be(live: Live) -> None:
+@pytest.mark.slow
+def test_a_target_with_every_lun_there_can_be(make_live: Callable[[str, int], Live]) -> None:
+    live = make_live("auto", 1)
     unit = live.unit()
 
     async def build() -> None:
