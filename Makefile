@@ -82,6 +82,10 @@ fuzz: build ## libFuzzer over every C fuzz target and atheris over vhost-user, F
 	@$(CORE) fuzz
 	@tests/ci/fuzz-vhost-user $(FUZZ_SECONDS)
 
+.PHONY: seeded
+seeded: deps ## plant the bugs of tests/seeded one by one; each must be caught by the tests named in it
+	$(PY) tests/seeded/run.py
+
 .PHONY: core-cover
 core-cover: build ## C line coverage by the C and the Python tests, printed
 	@STRESS_SECONDS=$(STRESS_SECONDS) tests/ci/core-coverage $(C_COVERAGE)
@@ -105,7 +109,7 @@ test-all: export FUZZ_SECONDS := 600
 test-all: export STRESS_SECONDS := 300
 test-all: export GUEST_TESTS := guest
 test-all: ## everything without a time limit; writes docs/test-report.md
-	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests fuzz bench
+	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests fuzz seeded bench
 
 .PHONY: bench
 bench: build ## measure: IOPS of one worker against a polled driver
