@@ -12,7 +12,7 @@ from tests.live import Host, Live, good, set_swp, set_wce, write10
 
 @pytest.mark.parametrize("change", [set_swp, lambda host, value, **options: set_wce(host, not value, **options)])
 def test_a_mode_change_waits_for_commands_in_c(live: Live, change: Callable[..., None]) -> None:
-    """Else a write would reach the medium after the answer that says that it is protected, or that nothing is cached."""
+    """Else a write would reach the medium after the answer that says it is protected, or nothing is cached."""
     unit = live.unit("delay(write=250ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
