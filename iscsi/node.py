@@ -8,7 +8,7 @@ One of it stands behind all portals. It decides and keeps; connections are made 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vhost_scsi.errors import ConfigError
@@ -116,7 +116,7 @@ class Node:
             portal_group_tag=tag,
             luns=luns,
             auth=auth,
-            offer=offer,
+            offer=replace(offer, max_connections=min(offer.max_connections, self.limits.connections_per_session)),
             queue_depth=self.limits.commands_per_session,
             session_values=None if session is None else session.negotiation.values,
             window=None if session is None else session.handle.window,

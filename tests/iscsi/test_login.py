@@ -18,7 +18,7 @@ from vhost_scsi.iscsi.codes import LoginStatus
 from vhost_scsi.iscsi.login import MAX_REQUESTS, Login, Reply, State
 from vhost_scsi.iscsi.node import DiscoveryPolicy, Node
 from vhost_scsi.iscsi.secret import Secret
-from vhost_scsi.iscsi.targets import AclEntry, IscsiTarget, Redirect
+from vhost_scsi.iscsi.targets import AclEntry, IscsiTarget, Limits, Redirect
 
 NAMES: Pairs = [("InitiatorName", INITIATOR), ("TargetName", TARGET)]
 CHAP = AuthPolicy((ChapUser("host", Secret(b"secret-of-initiator")),))
@@ -124,6 +124,11 @@ def test_a_discovery_session(dialogue: Dialogue) -> None:
     pairs = [("InitiatorName", INITIATOR), ("SessionType", "Discovery")]
     assert dialogue.say(pairs).keys == {}
     assert dialogue.commit([("MaxConnections", "2")], csg=1, nsg=3).keys["MaxConnections"] == "Irrelevant"
+
+
+def test_a_session_has_no_more_connections_than_the_limit() -> None:
+    dialogue = Dialogue(make_node(limits=Limits(connections_per_session=2)))
+    assert dialogue.commit([*NAMES, ("MaxConnections", "9")], csg=1, nsg=3).keys["MaxConnections"] == "2"
 
 
 def test_the_target_alone_may_stand_in_the_way(dialogue: Dialogue) -> None:
