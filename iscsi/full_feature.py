@@ -92,6 +92,8 @@ class RemoveReason(Enum):
     """Why a connection is ended from above."""
 
     LOGOUT = "logout"
+    GONE = "the initiator has gone"
+    PROTOCOL = "the initiator broke the protocol"
     REINSTATED = "another login has taken its place"
     TIMEOUT = "it did not answer"
     ADMINISTRATIVE = "it was told to go"
@@ -163,7 +165,8 @@ class FullFeature(Protocol):
         ...
 
     async def close_session(self, session: SessionHandle) -> None:
-        """Ends its connections and its tasks; returns when nothing of it runs. The I_T nexus is lost."""
+        """Ends its connections and its tasks; returns when nothing of it runs and what was queued is out or given up.
+        The I_T nexus is lost."""
         ...
 
     def send(

@@ -47,10 +47,10 @@ LOG: Final = logging.getLogger("vhost_scsi.control")
 MAX_TASKS: Final = 32  # requests of one connection that are being worked on here; task management takes time
 
 _ENDS: Final = {
-    EventKind.CLOSED_BY_PEER: RemoveReason.FAILED,
-    EventKind.HEADER_DIGEST_ERROR: RemoveReason.FAILED,
-    EventKind.PROTOCOL_ERROR: RemoveReason.FAILED,
-    EventKind.SOCKET_ERROR: RemoveReason.FAILED,
+    EventKind.CLOSED_BY_PEER: RemoveReason.GONE,
+    EventKind.SOCKET_ERROR: RemoveReason.GONE,
+    EventKind.HEADER_DIGEST_ERROR: RemoveReason.PROTOCOL,
+    EventKind.PROTOCOL_ERROR: RemoveReason.PROTOCOL,
     EventKind.TIMEOUT: RemoveReason.TIMEOUT,
 }
 _DISCOVERY_MAY: Final = frozenset((Opcode.TEXT_REQUEST, Opcode.LOGOUT_REQUEST, Opcode.NOP_OUT))

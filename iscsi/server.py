@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.iscsi.async_messages import session_drop
 from vhost_scsi.iscsi.full_feature import FullFeature
 from vhost_scsi.iscsi.login import Login, LoginRefused, Reply, State
 from vhost_scsi.iscsi.node import Door, Node
@@ -99,6 +100,14 @@ class IscsiServer:
         await self.rare.close()
         await self._node.book.close()
         self._node.portals = []
+
+    async def remove_target(self, name: str) -> None:
+        """Nobody logs in to it any more, its sessions are told and ended; returns when nothing of them runs."""
+        target = self._node.remove_target(name)
+        sessions = self._node.sessions.of_target(target.name)
+        for session in sessions:
+            self.rare.notify(session, session_drop(0, 0))
+        await asyncio.gather(*(self.keeper.end_session(session) for session in sessions))
 
     @property
     def logins_in_progress(self) -> int:

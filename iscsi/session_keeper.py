@@ -123,7 +123,8 @@ class SessionKeeper:
         if old is not None:
             # 6.3.4: connection reinstatement: an implicit logout of the old one.
             await self._drop(old, RemoveReason.REINSTATED)
-        self._check_room_for_connection()
+        else:
+            self._check_room_for_connection()
         return session
 
     def _check_room_for_connection(self) -> None:

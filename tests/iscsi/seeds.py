@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tests/corpus/iscsi_pdu and iscsi_text: `python -m tests.iscsi.seeds`. Each input is something an initiator
-could send, or a rule that it could break; what a fuzzer found stands beside them under names of its own.
+"""Writes tests/corpus/iscsi_pdu, iscsi_text and iscsi_login: `python -m tests.iscsi.seeds`. Each input
+is something an initiator could send, or a rule that it could break; what a fuzzer found stands beside them under names
+of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from tests.iscsi.client import INITIATOR, TARGET, login_bhs, text
+from tests.iscsi import fuzz
+from tests.iscsi.client import INITIATOR, TARGET, login_bhs, login_request, text
+from vhost_scsi.iscsi.login import State
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 
@@ -63,8 +66,54 @@ TEXTS = {
     "many": text([("A", "1")] * 129),
 }
 
+NAMES = [("InitiatorName", INITIATOR), ("TargetName", TARGET)]
+CHAP_NAMES = [("InitiatorName", INITIATOR), ("TargetName", fuzz.CHAP_TARGET), ("AuthMethod", "CHAP,None")]
+LAST = {"csg": 1, "nsg": 3}
+PROOF = [("CHAP_N", "host"), ("CHAP_R", "0x" + "5a" * 32), ("CHAP_I", "7"), ("CHAP_C", "0x" + "a5" * 16)]
+# Rows of PDUs, and how the login is left.
+LOGINS = {
+    "two-stages": (
+        fuzz.join(
+            login_request([*NAMES, ("AuthMethod", "None")]), login_request([("InitialR2T", "No"), ("X-a", "1")], **LAST)
+        ),
+        State.COMMIT,
+    ),
+    "one-request": (fuzz.join(login_request([*NAMES, ("MaxBurstLength", "512")], **LAST)), State.COMMIT),
+    "discovery": (
+        fuzz.join(login_request([("InitiatorName", INITIATOR), ("SessionType", "Discovery")], nsg=3)),
+        State.COMMIT,
+    ),
+    "pieces": (
+        fuzz.join(login_request(text(NAMES)[:30], transit=False, more=True), login_request(text(NAMES)[30:], nsg=3)),
+        State.COMMIT,
+    ),
+    "long-answer": (
+        fuzz.join(
+            login_request(NAMES),
+            login_request(text([(f"K{n}{'k' * 58}", "") for n in range(110)]), csg=1, transit=False, nsg=0),
+            login_request(b"", **LAST),
+            login_request(b"", **LAST),
+        ),
+        State.COMMIT,
+    ),
+    "chap-wrong": (
+        fuzz.join(login_request(CHAP_NAMES), login_request([("CHAP_A", "8,7,6,5")]), login_request(PROOF)),
+        State.REFUSED,
+    ),
+    "chap-passed-over": (fuzz.join(login_request(CHAP_NAMES[:2], nsg=3)), State.REFUSED),
+    "chap-left-half-way": (
+        fuzz.join(login_request(CHAP_NAMES), login_request([("CHAP_A", "5")], nsg=3), login_request([], **LAST)),
+        State.REFUSED,
+    ),
+    "not-a-login": (fuzz.join(bytes(48)), State.REFUSED),
+    "command-in-between": (fuzz.join(login_request(NAMES), b"\x01" + bytes(47)), State.REFUSED),
+    "oversize": (fuzz.join(login_bhs(0xFFFFFF)), State.REFUSED),
+    "wrong-stage": (fuzz.join(login_request(NAMES), login_request([], csg=0, nsg=3)), State.REFUSED),
+}
+
 if __name__ == "__main__":
-    for folder, inputs in (("iscsi_pdu", HEADERS), ("iscsi_text", TEXTS)):
+    logins = {name: data for name, (data, _) in LOGINS.items()}
+    for folder, inputs in (("iscsi_pdu", HEADERS), ("iscsi_text", TEXTS), ("iscsi_login", logins)):
         (CORPUS / folder).mkdir(parents=True, exist_ok=True)
         for name, data in inputs.items():
             (CORPUS / folder / name).write_bytes(data)

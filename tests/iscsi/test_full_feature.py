@@ -405,6 +405,16 @@ def test_messages_to_a_session(live: Live, initiator: Client) -> None:
     assert notify(async_messages.tasks_terminated(0)).bhs[36] == 5
 
 
+def test_a_target_that_is_removed_tells_its_sessions(live: Live, initiator: Client) -> None:
+    live.thread.call(live.server.remove_target(TARGET))
+    answer = initiator.receive()
+    assert (answer.opcode, answer.bhs[36]) == (client.ASYNC_MESSAGE, 3)
+    assert initiator.closed()
+    assert live.plane.open_sessions == []
+    with live.connect() as again:
+        assert again.login().status == (2, 4)
+
+
 def test_ping_policy() -> None:
     pinger = Pinger(PingPolicy(idle=10, timeout=5), 100.0)
     assert (pinger.look(109), pinger.next_look) == (PingAction.NOTHING, 110)
