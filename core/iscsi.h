@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The full-feature phase of iSCSI (RFC 7143): what the session (iscsi_session.c), receiving (iscsi_rx.c), commands and their data
- * (iscsi_cmd.c) and sending (iscsi_tx.c) share. Everything runs on the session's worker. Login and whatever is rare is Python's.
+ * The full-feature phase of iSCSI (RFC 7143): what the session (iscsi_session.c), receiving (iscsi_rx.c), the order of CmdSN (iscsi_sn.c),
+ * commands and their data (iscsi_cmd.c) and sending (iscsi_tx.c) share. Everything runs on the session's worker. Login and whatever is rare is Python's.
  */
 #ifndef VS_ISCSI_H
 #define VS_ISCSI_H
@@ -12,13 +12,16 @@
 enum { VS_BHS = 48, VS_AHS_MAX = 255 * 4, VS_IRX_BYTES = 64 << 10, VS_ITX_SLOTS = 32, VS_IR2T_MAX = 16, VS_IHASH = 256 };
 enum { VS_IBUFFER_CLASSES = 9 }; /* 4 KiB to 1 MiB */
 enum { VS_IPDU_MAX_WAITING = 16 }; /* PDUs of one connection in Python's hands; no more is read beyond */
+enum { VS_IKEPT_MAX = 1 << 20 };   /* bytes of PDUs kept for a connection (unsent answers, held ones); no more is read beyond */
 
 /* Opcodes, RFC 7143 11.2.1.2 */
 enum {
 	VS_I_NOP_OUT = 0x00, VS_I_COMMAND = 0x01, VS_I_TMF = 0x02, VS_I_LOGIN = 0x03, VS_I_TEXT = 0x04, VS_I_DATA_OUT = 0x05, VS_I_LOGOUT = 0x06,
-	VS_I_SNACK = 0x10, VS_I_NOP_IN = 0x20, VS_I_RESPONSE = 0x21, VS_I_DATA_IN = 0x25, VS_I_R2T = 0x31,
+	VS_I_SNACK = 0x10, VS_I_NOP_IN = 0x20, VS_I_RESPONSE = 0x21, VS_I_DATA_IN = 0x25, VS_I_R2T = 0x31, VS_I_REJECT = 0x3f,
 	VS_I_IMMEDIATE = 0x40, VS_I_FINAL = 0x80,
 };
+/* Reasons of a Reject, 11.17.1 */
+enum { VS_I_REJECT_DATA_DIGEST = 0x02, VS_I_REJECT_NOT_SUPPORTED = 0x05, VS_I_REJECT_TOO_MANY_IMMEDIATE = 0x06, VS_I_REJECT_BAD_FIELD = 0x09 };
 #define VS_I_NO_TAG 0xffffffffu
 
 struct vs_iconn;
@@ -28,25 +31,39 @@ struct vs_isession;
 enum vs_ikind { VS_IT_R2T, VS_IT_RESULT, VS_IT_READY };
 struct vs_iitem { struct vs_list link; enum vs_ikind kind; };
 
-struct vs_iready { struct vs_iitem item; uint32_t length, flags; uint8_t bhs[VS_BHS]; uint8_t data[]; };
+struct vs_iready { struct vs_iitem item; uint32_t length, flags, size; uint8_t bhs[VS_BHS]; uint8_t data[]; };
 
 /* R2Ts that wait for their data. */
 struct vs_ir2t { uint32_t offset, length, received, data_sn; bool open; };
 
-enum vs_icmd_state { VS_IC_FREE, VS_IC_HELD /* CmdSN to come */, VS_IC_BUFFER /* waits for a buffer */, VS_IC_DATA /* waits for data-out */, VS_IC_RUNS, VS_IC_SENDS };
+/* One CmdSN of the window: taken by a PDU's header, passed on when the PDU is whole and every earlier one was. */
+enum vs_isn_kind { VS_ISN_EMPTY, VS_ISN_COMMAND, VS_ISN_PDU, VS_ISN_ECHO, VS_ISN_NOTHING /* refused or aborted: only the number counts */ };
+struct vs_isn { enum vs_isn_kind kind; bool whole; struct vs_iconn *conn; void *object; };
+
+enum vs_icmd_state {
+	VS_IC_FREE,
+	VS_IC_HELD,   /* its PDU, or one with an earlier CmdSN, is still to come */
+	VS_IC_BUFFER, /* waits for a buffer */
+	VS_IC_DATA,   /* waits for data-out */
+	VS_IC_TURN,   /* ready, but an ORDERED command stands between */
+	VS_IC_RUNS,
+	VS_IC_SENDS,
+};
 struct vs_icmd {
 	struct vs_task task;
 	struct vs_iconn *conn;      /* NULL: it has gone, nothing is sent */
 	struct vs_icmd *hash_next;
-	struct vs_list link;        /* session: free, held or waiting for a buffer */
+	struct vs_list link;        /* session: free or waiting for a buffer */
+	struct vs_list order;       /* session: taken and not yet handed to the core, in the order of CmdSN */
 	struct vs_list on_conn;
 	struct vs_iitem result, r2t_item;
 	enum vs_icmd_state state;
 	uint32_t itt, cmd_sn, edtl, index;
-	bool immediate, write, read, final_seen, data_failed, in_window;
+	bool immediate, write, read, final_seen, data_failed, counted /* in active or immediates */;
 	uint8_t lun[8];
 	uint8_t *buffer;
-	uint32_t buffer_size;       /* what the budget was charged */
+	uint32_t buffer_size;
+	uint32_t charged;           /* what of the session's budget it has: 0 for what unsolicited data came into */
 	uint32_t received;          /* data-out bytes that came */
 	uint32_t asked;             /* data-out bytes that came unsolicited or were asked for */
 	uint32_t unsolicited_sn;
@@ -65,17 +82,22 @@ struct vs_isession {
 	struct vs_isession_params p;
 	struct vs_credit credit;
 	struct vs_lunmap_ref luns;
-	uint32_t exp_cmd_sn, max_cmd_sn, active; /* active: commands in the window */
+	uint32_t exp_cmd_sn, max_cmd_sn;
+	uint32_t active, immediates; /* commands without a status yet: of the window, and beside it */
 	uint32_t ncmds;
 	struct vs_icmd *cmds;
-	struct vs_list free, held, wait_buffer, conns;
+	struct vs_isn *sns;         /* by CmdSN modulo their number, which is not below the window */
+	uint32_t sn_mask;
+	struct vs_list free, wait_buffer, order, conns;
+	uint32_t ordered;           /* ORDERED commands in order */
+	bool wake;                  /* something in wait_buffer or order may be able to go on: at the next turn */
 	struct vs_icmd *hash[VS_IHASH];
-	uint64_t buffer_bytes;
+	uint64_t buffer_bytes;      /* of whole buffers */
 	void *buffers[VS_IBUFFER_CLASSES]; /* free ones, by size */
 	uint64_t buffers_kept;
 };
 
-struct vs_ipdu { struct vs_iconn *conn; struct vs_upnode up; struct vs_msg msg; uint32_t ahs_length, data_length; uint8_t bhs[VS_BHS], bytes[]; };
+struct vs_ipdu { struct vs_iconn *conn; struct vs_upnode up; struct vs_msg msg; uint32_t ahs_length, data_length, size; uint8_t bhs[VS_BHS], bytes[]; };
 
 /* One slot of what is being sent: header, data, trailer (padding and digest). */
 struct vs_islot {
@@ -86,7 +108,7 @@ struct vs_islot {
 	struct vs_iready *ready;
 };
 
-enum vs_irx { VS_IRX_HEADER, VS_IRX_DATA, VS_IRX_SKIP };
+enum vs_irx { VS_IRX_HEADER, VS_IRX_DATA };
 struct vs_iconn {
 	struct vs_poller poller;
 	struct vs_isession *session;
@@ -98,8 +120,10 @@ struct vs_iconn {
 	uint16_t cid;
 	bool header_digest, data_digest;
 	uint32_t max_send, max_recv;
-	bool readable, dead /* nothing more is read or sent */, closing, removed, want_out, last_sent, told;
+	bool readable /* until the socket is found empty */, ended /* the peer closes, or an error: read on until it shows */, dead /* nothing more is read or sent */;
+	bool closing, removed, blocked /* the socket is full */, rx_more /* rx may hold whole PDUs */, tx_more, starved /* of a place for the command whose header stands in rx */;
 	uint32_t upcalls;           /* PDUs in Python's hands */
+	uint32_t kept;              /* bytes of PDUs that stand in txq or are held */
 	/* receiving */
 	uint8_t *rx;
 	uint32_t rx_head, rx_tail;
@@ -110,6 +134,7 @@ struct vs_iconn {
 	uint8_t *data_to;           /* NULL: thrown away */
 	uint32_t data_length, data_got, tail_got; /* of the current segment; then padding and digest in tail */
 	uint8_t tail[8];
+	struct vs_isn *sn;          /* the CmdSN that the current PDU has taken */
 	struct vs_icmd *data_cmd;
 	struct vs_ir2t *data_r2t;
 	struct vs_ipdu *data_pdu;
@@ -127,23 +152,33 @@ uint8_t *vs_ibuffer_get(struct vs_isession *s, uint32_t n);
 void vs_ibuffer_put(struct vs_isession *s, uint8_t *buffer, uint32_t n);
 void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event); /* tells Python; the connection is dead after it */
 void vs_isession_window(struct vs_isession *s);
+bool vs_isession_single(const struct vs_isession *s); /* it has one connection */
 void vs_iconn_maybe_gone(struct vs_iconn *c);
 /* iscsi_rx.c */
 int vs_irx_poll(struct vs_iconn *c);
 bool vs_irx_has_work(const struct vs_iconn *c);
+void vs_irx_upcall(struct vs_ipdu *p);
+/* iscsi_sn.c */
+struct vs_isn *vs_isn_take(struct vs_iconn *c, uint32_t sn); /* NULL: outside the window, or there already */
+void vs_isn_whole(struct vs_iconn *c); /* the PDU that took c->sn is whole: passes on what may go on */
+void vs_isn_forget(struct vs_isession *s, struct vs_icmd *x); /* aborted: its number still counts */
+void vs_isn_conn_gone(struct vs_iconn *c);
 /* iscsi_cmd.c */
-struct vs_icmd *vs_icmd_find(struct vs_isession *s, const struct vs_iconn *c, uint32_t itt);
 void vs_icmd_arrive(struct vs_iconn *c); /* c->bhs and c->ahs are a SCSI command; sets c->data_to for immediate data */
 void vs_icmd_immediate_done(struct vs_iconn *c, bool digest_ok);
 bool vs_icmd_data_out(struct vs_iconn *c); /* where the data of c->bhs goes; false: the connection is dead */
 void vs_icmd_data_done(struct vs_iconn *c, bool digest_ok);
+void vs_icmd_accept(struct vs_icmd *x);    /* all before it have been passed on */
+void vs_icmd_answered(struct vs_icmd *x);  /* its status is about to be put into a PDU: it leaves the window */
 void vs_icmd_release(struct vs_icmd *x);   /* sent, or nobody to send it to */
+int vs_icmd_wake(struct vs_isession *s);   /* who waits for a buffer or for its turn; not while a list of tasks or commands is walked */
 void vs_icmd_conn_gone(struct vs_iconn *c);
-void vs_icmd_reject(struct vs_iconn *c, uint8_t reason); /* 11.17: c->bhs is refused */
-bool vs_icmd_sn(struct vs_iconn *c, uint32_t sn, bool immediate); /* a PDU other than a command takes its CmdSN; false: drop it */
 /* iscsi_tx.c */
 void vs_itx_queue(struct vs_iconn *c, struct vs_iitem *item, enum vs_ikind kind);
 void vs_itx_push(struct vs_iconn *c); /* fills slots and sends what the socket takes */
 void vs_itx_drop(struct vs_iconn *c);
+struct vs_iready *vs_iready_new(struct vs_iconn *c, uint32_t length); /* header of zeroes; NULL: the connection is dead */
+void vs_iready_free(struct vs_iconn *c, struct vs_iready *r);
+void vs_itx_reject(struct vs_iconn *c, uint8_t reason); /* of the PDU in c->bhs, RFC 7143 11.17 */
 
 #endif

@@ -9,21 +9,20 @@
 #include "task.h"
 #include "gen/tables.h"
 
+enum { IMMEDIATES = 16 }; /* immediate commands of a session at once */
 /* SPC-5 table F.2: PROTOCOL SERVICE CRC ERROR, DATA PHASE ERROR */
 enum { VS_ASC_SERVICE_CRC = 0x4705, VS_ASC_DATA_PHASE = 0x4b00 };
 
 static const struct vs_task_ops command_ops;
 
-/* RFC 1982: a - b, modulo 2^32 */
-static int32_t serial(uint32_t a, uint32_t b) { return (int32_t)(a - b); }
-
 static uint32_t bucket(uint32_t itt) { return (itt ^ itt >> 8 ^ itt >> 16) % VS_IHASH; }
 
-struct vs_icmd *vs_icmd_find(struct vs_isession *s, const struct vs_iconn *c, uint32_t itt)
+/* A tag is unique in the session (11.2.1.8); what a connection that has gone leaves behind does not count. */
+static struct vs_icmd *find(struct vs_isession *s, uint32_t itt)
 {
 	struct vs_icmd *x = s->hash[bucket(itt)];
 
-	while (x && (x->itt != itt || x->conn != c))
+	while (x && (x->itt != itt || x->conn->dead))
 		x = x->hash_next;
 	return x;
 }
@@ -40,76 +39,83 @@ static void unhash(struct vs_isession *s, struct vs_icmd *x)
 
 /* ---- buffers ------------------------------------------------------------------------------------------------------------------------------ */
 
-static bool buffer_take(struct vs_isession *s, struct vs_icmd *x, uint32_t n)
-{
-	x->buffer = vs_ibuffer_get(s, n);
-	if (!x->buffer)
-		return false;
-	x->buffer_size = n;
-	s->buffer_bytes += n;
-	return true;
-}
-
 static void buffer_give(struct vs_isession *s, struct vs_icmd *x)
 {
 	if (!x->buffer)
 		return;
 	vs_ibuffer_put(s, x->buffer, x->buffer_size);
-	s->buffer_bytes -= x->buffer_size;
+	s->buffer_bytes -= x->charged;
 	x->buffer = NULL;
-	x->buffer_size = 0;
+	x->buffer_size = x->charged = 0;
 }
 
 static uint32_t wanted(const struct vs_icmd *x) { return vs_min(x->edtl, x->conn->session->p.max_transfer); }
 
-/* The whole buffer of the command, if the session's budget has it: one command may always run. */
+/*
+ * The whole buffer of the command, if the session's budget has it. While nobody has a whole one, the first who asks gets it whatever its size:
+ * so the line always moves. What unsolicited data came into is not counted, it is bounded by the window and FirstBurstLength.
+ */
 static bool buffer_whole(struct vs_isession *s, struct vs_icmd *x)
 {
 	uint32_t n = wanted(x);
-	uint8_t *early = x->buffer;
-	uint32_t early_size = x->buffer_size;
+	uint8_t *b;
 
-	if (x->buffer_size >= n)
-		return true;
-	if (s->buffer_bytes - early_size + n > s->p.buffer_limit && s->buffer_bytes > early_size)
+	if (s->buffer_bytes && s->buffer_bytes + n > s->p.buffer_limit)
 		return false;
 	if (x->conn->data_cmd == x)
-		return false; /* bytes are being received into the small one */
-	x->buffer = NULL;
-	if (!buffer_take(s, x, n)) {
-		x->buffer = early;
+		return false; /* bytes are being received into the small one; asked again when they are there */
+	b = vs_ibuffer_get(s, n);
+	if (!b) {
+		if (!s->buffer_bytes)
+			vs_iconn_event(x->conn, VS_ICONN_NO_MEMORY);
 		return false;
 	}
-	if (early) {
-		memcpy(x->buffer, early, x->received);
-		vs_ibuffer_put(s, early, early_size);
-		s->buffer_bytes -= early_size;
+	if (x->buffer) {
+		memcpy(b, x->buffer, x->received);
+		vs_ibuffer_put(s, x->buffer, x->buffer_size);
 	}
+	x->buffer = b;
+	x->buffer_size = x->charged = n;
+	s->buffer_bytes += n;
 	return true;
+}
+
+/* A place for unsolicited data, which nobody can make wait. */
+static bool buffer_early(struct vs_isession *s, struct vs_icmd *x)
+{
+	uint32_t n = vs_min(x->edtl, s->p.first_burst);
+
+	x->buffer = n ? vs_ibuffer_get(s, n) : NULL;
+	x->buffer_size = x->buffer ? n : 0;
+	return x->buffer || !n;
 }
 
 /* ---- the end of a command --------------------------------------------------------------------------------------------------------------------- */
 
-static void advance(struct vs_icmd *x);
-
-static void wake_waiters(struct vs_isession *s)
+/* It stands no longer between others; who waits behind an ORDERED command is looked at when nobody walks a list. */
+static void leave_order(struct vs_isession *s, struct vs_icmd *x)
 {
-	struct vs_list *l = s->wait_buffer.next;
-
-	while (l != &s->wait_buffer) {
-		struct vs_icmd *x = vs_container_of(l, struct vs_icmd, link);
-
-		if (x->conn->dead) {
-			l = l->next;
-			continue;
-		}
-		if (!buffer_whole(s, x))
-			return;
-		vs_list_del(&x->link);
-		x->state = VS_IC_DATA;
-		advance(x);
-		l = s->wait_buffer.next; /* others may have gone meanwhile */
+	if (vs_list_empty(&x->order))
+		return;
+	vs_list_del(&x->order);
+	if (vs_unlikely(s->ordered)) {
+		s->wake = true;
+		s->ordered -= x->task.attribute == VS_ATTR_ORDERED;
 	}
+}
+
+void vs_icmd_answered(struct vs_icmd *x)
+{
+	struct vs_isession *s = x->conn->session;
+
+	if (!x->counted)
+		return;
+	x->counted = false;
+	if (x->immediate)
+		s->immediates--;
+	else
+		s->active--;
+	vs_isession_window(s);
 }
 
 void vs_icmd_release(struct vs_icmd *x)
@@ -126,11 +132,11 @@ void vs_icmd_release(struct vs_icmd *x)
 	vs_list_del(&x->result.link);
 	vs_list_del(&x->r2t_item.link);
 	unhash(s, x);
+	leave_order(s, x);
 	buffer_give(s, x);
-	if (x->in_window) {
-		x->in_window = false;
-		s->active--;
-	}
+	if (x->state == VS_IC_HELD && !x->immediate)
+		vs_isn_forget(s, x);
+	vs_icmd_answered(x);
 	if (c && c->data_cmd == x) {
 		/* What is still to come of this segment is thrown away. */
 		c->data_cmd = NULL;
@@ -139,9 +145,8 @@ void vs_icmd_release(struct vs_icmd *x)
 	x->state = VS_IC_FREE;
 	x->conn = NULL;
 	vs_list_add_tail(&s->free, &x->link);
-	vs_isession_window(s);
 	if (!vs_list_empty(&s->wait_buffer))
-		wake_waiters(s);
+		s->wake = true;
 	if (c)
 		vs_iconn_maybe_gone(c);
 }
@@ -166,7 +171,7 @@ static void complete(struct vs_task *t)
 {
 	struct vs_icmd *x = vs_container_of(t, struct vs_icmd, task);
 
-	if (x->conn->closing || t->response == VS_RESP_ABORTED || t->response == VS_RESP_RESET) {
+	if (x->conn->dead || t->response == VS_RESP_ABORTED || t->response == VS_RESP_RESET) {
 		vs_icmd_release(x); /* RFC 7143 4.2.3.3: an aborted task gets no response */
 		return;
 	}
@@ -238,10 +243,39 @@ static void fail_data(struct vs_icmd *x, uint16_t asc_ascq)
 	vs_task_finish(t);
 }
 
+/*
+ * SAM-5 8.6: an ORDERED command waits for all that came before it, and what comes after it waits for it. The core and Python see to that from
+ * vs_task_submit on; here it is about commands of which data are still to come.
+ */
+static bool may_run(struct vs_isession *s, const struct vs_icmd *x)
+{
+	bool ordered = x->task.attribute == VS_ATTR_ORDERED;
+
+	if (vs_likely(!s->ordered) || x->task.attribute == VS_ATTR_HEAD_OF_QUEUE)
+		return true;
+	for (const struct vs_list *l = s->order.next; l != &x->order; l = l->next) {
+		const struct vs_icmd *y = vs_container_of(l, struct vs_icmd, order);
+
+		if ((ordered || y->task.attribute == VS_ATTR_ORDERED) && !memcmp(x->lun, y->lun, sizeof(x->lun)))
+			return false;
+	}
+	if (ordered && s->w->redo_head) {
+		/* Earlier ones passed the gate but wait for messages: ORDERED commands go to Python at once, and would be there first. */
+		s->wake = true;
+		return false;
+	}
+	return true;
+}
+
 static void run(struct vs_icmd *x)
 {
 	struct vs_task *t = &x->task;
 
+	if (vs_unlikely(!may_run(x->conn->session, x))) {
+		x->state = VS_IC_TURN;
+		return;
+	}
+	leave_order(x->conn->session, x);
 	x->state = VS_IC_RUNS;
 	if (x->data_failed) {
 		fail_data(x, VS_ASC_SERVICE_CRC);
@@ -267,7 +301,8 @@ static void advance(struct vs_icmd *x)
 	struct vs_isession *s = x->conn->session;
 	uint32_t total = wanted(x);
 
-	if (total && x->buffer_size < total && !buffer_whole(s, x)) {
+	/* First come, first served. */
+	if (total && !x->charged && (!vs_list_empty(&s->wait_buffer) || !buffer_whole(s, x))) {
 		x->state = VS_IC_BUFFER;
 		vs_list_del(&x->link);
 		vs_list_add_tail(&s->wait_buffer, &x->link);
@@ -283,61 +318,59 @@ static void advance(struct vs_icmd *x)
 		vs_itx_queue(x->conn, &x->r2t_item, VS_IT_R2T);
 }
 
-/* ---- arrival ------------------------------------------------------------------------------------------------------------------------------------------ */
-
-static void release_held(struct vs_isession *s)
+void vs_icmd_accept(struct vs_icmd *x)
 {
-	bool again = true;
+	struct vs_isession *s = x->conn->session;
 
-	while (again) {
-		again = false;
-		for (struct vs_list *l = s->held.next; l != &s->held; l = l->next) {
-			struct vs_icmd *x = vs_container_of(l, struct vs_icmd, link);
+	x->state = VS_IC_DATA;
+	vs_list_add_tail(&s->order, &x->order);
+	s->ordered += x->task.attribute == VS_ATTR_ORDERED;
+	if (!x->conn->dead)
+		advance(x);
+}
 
-			if (x->cmd_sn != s->exp_cmd_sn)
-				continue;
-			s->exp_cmd_sn++;
-			vs_list_del(&x->link);
-			x->state = VS_IC_DATA;
-			if (x->conn->data_cmd != x)
-				advance(x);
-			again = true;
-			break;
+static bool wake_one_for_buffer(struct vs_isession *s)
+{
+	for (struct vs_list *l = s->wait_buffer.next; l != &s->wait_buffer; l = l->next) {
+		struct vs_icmd *x = vs_container_of(l, struct vs_icmd, link);
+
+		if (x->conn->dead)
+			continue;
+		if (!buffer_whole(s, x))
+			return false;
+		vs_list_del(&x->link);
+		x->state = VS_IC_DATA;
+		advance(x);
+		return true;
+	}
+	return false;
+}
+
+static bool wake_one_for_turn(struct vs_isession *s)
+{
+	for (struct vs_list *l = s->order.next; l != &s->order; l = l->next) {
+		struct vs_icmd *x = vs_container_of(l, struct vs_icmd, order);
+
+		if (x->state == VS_IC_TURN && !x->conn->dead && may_run(s, x)) {
+			run(x);
+			return true;
 		}
 	}
+	return false;
 }
 
-bool vs_icmd_sn(struct vs_iconn *c, uint32_t sn, bool immediate)
+int vs_icmd_wake(struct vs_isession *s)
 {
-	struct vs_isession *s = c->session;
+	int n = 0;
 
-	if (immediate)
-		return true;
-	if (sn != s->exp_cmd_sn)
-		return false;
-	s->exp_cmd_sn++;
-	vs_isession_window(s);
-	release_held(s);
-	return true;
+	s->wake = false;
+	/* Each may end at once and change the lists: looked at anew after every one. */
+	for (; wake_one_for_buffer(s) || wake_one_for_turn(s); n++)
+		;
+	return n;
 }
 
-void vs_icmd_reject(struct vs_iconn *c, uint8_t reason)
-{
-	struct vs_iready *r = calloc(1, sizeof(*r) + VS_BHS);
-
-	if (!r) {
-		vs_iconn_event(c, VS_ICONN_NO_MEMORY);
-		return;
-	}
-	r->bhs[0] = 0x3f;
-	r->bhs[1] = 0x80;
-	r->bhs[2] = reason;
-	memset(r->bhs + 16, 0xff, 4);
-	r->length = VS_BHS;
-	r->flags = VS_ISEND_STATUS;
-	memcpy(r->data, c->bhs, VS_BHS);
-	vs_itx_queue(c, &r->item, VS_IT_READY);
-}
+/* ---- arrival ------------------------------------------------------------------------------------------------------------------------------------------ */
 
 /* The CDB, with what an extended-CDB AHS adds (11.2.2.3). False: an AHS that we do not serve. */
 static bool take_cdb(struct vs_iconn *c, struct vs_icmd *x)
@@ -378,10 +411,12 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	if (!x->read && !x->write)
 		x->edtl = 0;
 	x->final_seen = c->bhs[1] & VS_I_FINAL;
-	x->data_failed = x->in_window = false;
+	x->data_failed = x->counted = false;
+	x->state = VS_IC_HELD;
 	memcpy(x->lun, c->bhs + 8, 8);
 	x->received = x->asked = x->unsolicited_sn = x->r2t_sn = x->r2t_open = 0;
-	memset(x->r2t, 0, sizeof(x->r2t));
+	if (x->write)
+		memset(x->r2t, 0, sizeof(x->r2t));
 	x->data_length = x->sent = x->data_sn = 0;
 	t->ops = &command_ops;
 	t->w = c->w;
@@ -406,64 +441,69 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	return x;
 }
 
-/* Whether the immediate data of the command in c->bhs may be there. */
-static bool immediate_ok(const struct vs_iconn *c)
+/* Whether what the command in c->bhs says of unsolicited data is allowed: 11.3.1, 13.10, 13.11. */
+static bool unsolicited_ok(const struct vs_iconn *c)
 {
 	const struct vs_isession_params *p = &c->session->p;
-	uint32_t edtl = vs_be32(c->bhs + 20);
+	bool write = c->bhs[1] & 0x20;
 
+	if (write && !(c->bhs[1] & VS_I_FINAL) && p->initial_r2t)
+		return false;
 	if (!c->data_length)
 		return true;
-	return p->immediate_data && (c->bhs[1] & 0x20) && c->data_length <= p->first_burst && c->data_length <= edtl;
+	return p->immediate_data && write && c->data_length <= vs_min(p->first_burst, vs_be32(c->bhs + 20));
 }
 
+static bool refused(struct vs_iconn *c)
+{
+	struct vs_isession *s = c->session;
+
+	if ((c->bhs[1] & 0x60) == 0x60)
+		vs_itx_reject(c, VS_I_REJECT_NOT_SUPPORTED); /* no command of ours moves data both ways */
+	else if (vs_list_empty(&s->free) || (!c->sn && s->immediates >= IMMEDIATES))
+		vs_itx_reject(c, VS_I_REJECT_TOO_MANY_IMMEDIATE); /* others are not read before there is room: vs_irx_poll */
+	else if (find(s, vs_be32(c->bhs + 16)))
+		vs_itx_reject(c, VS_I_REJECT_BAD_FIELD); /* the task tag is in use */
+	else
+		return false;
+	return true;
+}
+
+/* The number stands in c->sn unless the command is immediate. */
 void vs_icmd_arrive(struct vs_iconn *c)
 {
 	struct vs_isession *s = c->session;
-	bool immediate = c->bhs[0] & VS_I_IMMEDIATE;
-	uint32_t sn = vs_be32(c->bhs + 24), early;
 	struct vs_icmd *x;
 
 	vs_count(&c->view.commands, 1);
-	/* 4.2.2.1: what is outside the window is ignored. */
-	if (!immediate && (serial(sn, s->exp_cmd_sn) < 0 || serial(sn, s->max_cmd_sn) > 0))
-		return;
-	if (!immediate_ok(c) || ((c->bhs[1] & 0x60) == 0x60 && !c->ahs_length)) {
+	if (!unsolicited_ok(c)) {
 		vs_iconn_event(c, VS_ICONN_PROTOCOL);
 		return;
 	}
-	if (vs_list_empty(&s->free)) {
-		vs_icmd_reject(c, 0x06); /* immediate command: too many */
+	if (refused(c))
 		return;
-	}
-	if (vs_icmd_find(s, c, vs_be32(c->bhs + 16))) {
-		vs_icmd_reject(c, 0x0b); /* invalid PDU field: the task tag is in use */
-		return;
-	}
 	x = cmd_new(c);
-	if (!immediate) {
-		x->in_window = true;
-		s->active++;
-		if (sn == s->exp_cmd_sn)
-			s->exp_cmd_sn++;
-		else
-			x->state = VS_IC_HELD;
-	}
 	if (!take_cdb(c, x)) {
-		vs_icmd_reject(c, 0x05);
+		vs_itx_reject(c, VS_I_REJECT_NOT_SUPPORTED);
 		vs_icmd_release(x);
 		return;
 	}
-	if (immediate || x->cmd_sn == s->exp_cmd_sn - 1)
-		x->state = VS_IC_DATA;
-	vs_isession_window(s);
-	if (x->state == VS_IC_HELD)
-		vs_list_add_tail(&s->held, &x->link);
-	/* Unsolicited data needs a place at once, whatever the budget says. */
-	early = x->write && (c->data_length || !x->final_seen) ? vs_min(x->edtl, s->p.first_burst) : 0;
-	if (early && !buffer_whole(s, x) && !buffer_take(s, x, early)) {
-		vs_iconn_event(c, VS_ICONN_NO_MEMORY);
-		return;
+	x->counted = true;
+	if (c->sn) {
+		c->sn->kind = VS_ISN_COMMAND;
+		c->sn->object = x;
+		s->active++;
+	} else {
+		s->immediates++;
+	}
+	if (x->write && (c->data_length || !x->final_seen)) {
+		/* With one connection this is the next in order, and may have its buffer now: that saves a copy. */
+		bool next = vs_isession_single(s) && (!c->sn || x->cmd_sn == s->exp_cmd_sn) && vs_list_empty(&s->wait_buffer);
+
+		if (!(next && x->edtl && buffer_whole(s, x)) && !buffer_early(s, x)) {
+			vs_iconn_event(c, VS_ICONN_NO_MEMORY);
+			return;
+		}
 	}
 	x->asked = c->data_length;
 	c->data_cmd = x;
@@ -477,9 +517,8 @@ void vs_icmd_immediate_done(struct vs_iconn *c, bool digest_ok)
 	c->data_cmd = NULL;
 	x->received += c->data_length;
 	x->data_failed |= !digest_ok;
-	if (x->state == VS_IC_DATA)
-		advance(x);
-	release_held(c->session);
+	if (x->immediate)
+		vs_icmd_accept(x);
 }
 
 static struct vs_icmd *burst_error(struct vs_iconn *c)
@@ -491,6 +530,11 @@ static struct vs_icmd *burst_error(struct vs_iconn *c)
 /* 11.7.5, at recovery level 0: data that is out of sequence ends its command, and what else comes of it belongs to nobody. */
 static struct vs_icmd *sequence_error(struct vs_icmd *x)
 {
+	struct vs_isession *s = x->conn->session;
+
+	if (x->state == VS_IC_HELD && !x->immediate)
+		vs_isn_forget(s, x);
+	leave_order(s, x);
 	vs_list_del(&x->link);
 	vs_list_del(&x->r2t_item.link);
 	fail_data(x, VS_ASC_DATA_PHASE);
@@ -501,9 +545,9 @@ static struct vs_icmd *sequence_error(struct vs_icmd *x)
 static struct vs_icmd *unsolicited(struct vs_iconn *c, uint32_t offset, uint32_t data_sn)
 {
 	struct vs_isession *s = c->session;
-	struct vs_icmd *x = vs_icmd_find(s, c, vs_be32(c->bhs + 16));
+	struct vs_icmd *x = find(s, vs_be32(c->bhs + 16));
 
-	if (!x || x->state == VS_IC_SENDS || x->state == VS_IC_RUNS)
+	if (!x || x->conn != c || x->state == VS_IC_SENDS || x->state == VS_IC_RUNS)
 		return NULL;
 	if (s->p.initial_r2t || !x->write || x->final_seen)
 		return burst_error(c);
@@ -545,7 +589,7 @@ bool vs_icmd_data_out(struct vs_iconn *c)
 	if (c->dead)
 		return false;
 	c->data_cmd = x;
-	if (x)
+	if (x && x->buffer)
 		c->data_to = x->buffer + offset;
 	return true;
 }
@@ -575,7 +619,7 @@ void vs_icmd_data_done(struct vs_iconn *c, bool digest_ok)
 	if (x->state == VS_IC_DATA)
 		advance(x);
 	else if (x->state == VS_IC_BUFFER)
-		wake_waiters(c->session);
+		c->session->wake = true;
 }
 
 /* The connection is closed: its commands end, those that run as soon as they can. */

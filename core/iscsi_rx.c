@@ -24,6 +24,9 @@ static int receive(struct vs_iconn *c, void *to, size_t n)
 	} while (r < 0 && errno == EINTR);
 	if (r > 0) {
 		vs_count(&c->view.rx_bytes, (uint64_t)r);
+		/* Less than asked for: nothing more is there now, and an event will tell of what comes. Only the end makes no more of them. */
+		if ((size_t)r < n && !c->ended)
+			c->readable = false;
 		return (int)r;
 	}
 	if (r < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
@@ -58,14 +61,53 @@ static uint32_t padding(uint32_t n) { return -n & 3; }
 /* RFC 7143 11.2.3: a PDU without data has no data digest. */
 static uint32_t tail_length(const struct vs_iconn *c) { return padding(c->data_length) + (c->data_digest && c->data_length ? 4 : 0); }
 
-static void upcall(struct vs_iconn *c)
+void vs_irx_upcall(struct vs_ipdu *p)
+{
+	struct vs_iconn *c = p->conn;
+
+	c->kept -= p->size;
+	c->upcalls++;
+	p->up = (struct vs_upnode){ .kind = VS_UP_IPDU, .worker = c->w->index, .cookie = c->cookie, .object = p };
+	vs_upcall(c->w->core, &p->up);
+}
+
+/* RFC 7143 7.8: a PDU with a bad data digest is rejected, and its data are not used. Its CmdSN counts: without recovery levels nobody sends it
+ * again. */
+static void bad_digest(struct vs_iconn *c)
+{
+	atomic_fetch_add(&c->view.digest_errors, 1);
+	vs_itx_reject(c, VS_I_REJECT_DATA_DIGEST);
+}
+
+static void finish_pdu(struct vs_iconn *c, bool digest_ok)
 {
 	struct vs_ipdu *p = c->data_pdu;
 
 	c->data_pdu = NULL;
-	c->upcalls++;
-	p->up = (struct vs_upnode){ .kind = VS_UP_IPDU, .worker = c->w->index, .cookie = c->cookie, .object = p };
-	vs_upcall(c->w->core, &p->up);
+	if (!digest_ok) {
+		c->kept -= p->size;
+		free(p);
+	} else if (c->sn) {
+		c->sn->kind = VS_ISN_PDU;
+		c->sn->object = p;
+	} else {
+		vs_irx_upcall(p);
+	}
+}
+
+static void finish_echo(struct vs_iconn *c, bool digest_ok)
+{
+	struct vs_iready *r = c->data_echo;
+
+	c->data_echo = NULL;
+	if (!digest_ok) {
+		vs_iready_free(c, r);
+	} else if (c->sn) {
+		c->sn->kind = VS_ISN_ECHO;
+		c->sn->object = r;
+	} else {
+		vs_itx_queue(c, &r->item, VS_IT_READY);
+	}
 }
 
 /* The PDU is complete. */
@@ -73,32 +115,20 @@ static void finish(struct vs_iconn *c, bool digest_ok)
 {
 	c->rx_state = VS_IRX_HEADER;
 	vs_count(&c->view.rx_pdus, 1);
-	if (!digest_ok) {
-		atomic_fetch_add(&c->view.digest_errors, 1);
-		vs_icmd_reject(c, 0x02);
-	}
-	if (c->data_pdu) {
-		if (digest_ok) {
-			upcall(c);
-		} else {
-			free(c->data_pdu);
-			c->data_pdu = NULL;
-		}
-	} else if (c->data_echo) {
-		struct vs_iready *r = c->data_echo;
-
-		c->data_echo = NULL;
-		if (digest_ok)
-			vs_itx_queue(c, &r->item, VS_IT_READY);
-		else
-			free(r);
-	} else if (c->data_cmd && (c->bhs[0] & 0x3f) == VS_I_COMMAND) {
+	if (!digest_ok)
+		bad_digest(c);
+	if (c->data_pdu)
+		finish_pdu(c, digest_ok);
+	else if (c->data_echo)
+		finish_echo(c, digest_ok);
+	else if (c->data_cmd && (c->bhs[0] & 0x3f) == VS_I_COMMAND)
 		vs_icmd_immediate_done(c, digest_ok);
-	} else if (c->data_cmd) {
+	else if (c->data_cmd)
 		vs_icmd_data_done(c, digest_ok);
-	}
 	c->data_cmd = NULL;
 	c->data_r2t = NULL;
+	if (c->sn)
+		vs_isn_whole(c);
 }
 
 static bool check_digest(struct vs_iconn *c)
@@ -173,6 +203,8 @@ static bool to_python(struct vs_iconn *c)
 		return false;
 	}
 	p->conn = c;
+	p->size = (uint32_t)sizeof(*p) + c->ahs_length + c->data_length;
+	c->kept += p->size;
 	memcpy(p->bhs, c->bhs, VS_BHS);
 	memcpy(p->bytes, c->ahs, c->ahs_length);
 	p->ahs_length = c->ahs_length;
@@ -185,22 +217,15 @@ static bool to_python(struct vs_iconn *c)
 /* RFC 7143 11.18: a ping is echoed; an answer to a ping of ours only says that the initiator is alive. */
 static bool nop_out(struct vs_iconn *c)
 {
-	uint32_t itt = vs_be32(c->bhs + 16);
 	struct vs_iready *r;
 
-	if (!vs_icmd_sn(c, vs_be32(c->bhs + 24), c->bhs[0] & VS_I_IMMEDIATE))
+	if (vs_be32(c->bhs + 16) == VS_I_NO_TAG)
 		return true;
-	if (itt == VS_I_NO_TAG)
-		return true;
-	r = malloc(sizeof(*r) + c->data_length);
-	if (!r) {
-		vs_iconn_event(c, VS_ICONN_NO_MEMORY);
+	r = vs_iready_new(c, c->data_length);
+	if (!r)
 		return false;
-	}
-	memset(r->bhs, 0, VS_BHS);
 	r->bhs[0] = VS_I_NOP_IN;
-	r->bhs[1] = 0x80;
-	memcpy(r->bhs + 8, c->bhs + 8, 8); /* LUN */
+	r->bhs[1] = VS_I_FINAL;
 	memcpy(r->bhs + 16, c->bhs + 16, 4);
 	memset(r->bhs + 20, 0xff, 4);
 	r->length = vs_min(c->data_length, c->max_send);
@@ -208,6 +233,12 @@ static bool nop_out(struct vs_iconn *c)
 	c->data_echo = r;
 	c->data_to = r->data;
 	return true;
+}
+
+/* Whether the PDU in c->bhs is one that carries a CmdSN as far as we know (11.2.1.2). */
+static bool has_sn(uint8_t opcode)
+{
+	return opcode == VS_I_NOP_OUT || opcode == VS_I_COMMAND || opcode == VS_I_TMF || opcode == VS_I_TEXT || opcode == VS_I_LOGOUT;
 }
 
 /* Decides where the data segment goes. False: the connection is dead. */
@@ -218,10 +249,15 @@ static bool begin(struct vs_iconn *c)
 	c->data_to = NULL;
 	c->data_cmd = NULL;
 	c->data_r2t = NULL;
+	if (has_sn(opcode) && !(c->bhs[0] & VS_I_IMMEDIATE)) {
+		c->sn = vs_isn_take(c, vs_be32(c->bhs + 24));
+		if (!c->sn)
+			return true; /* dropped */
+	}
 	switch (opcode) {
 	case VS_I_COMMAND:
 		if (c->session->p.discovery)
-			return !vs_icmd_sn(c, vs_be32(c->bhs + 24), c->bhs[0] & VS_I_IMMEDIATE) || to_python(c);
+			return to_python(c);
 		vs_icmd_arrive(c);
 		return !c->dead;
 	case VS_I_DATA_OUT:
@@ -229,8 +265,6 @@ static bool begin(struct vs_iconn *c)
 	case VS_I_NOP_OUT:
 		return nop_out(c);
 	default:
-		if (opcode != VS_I_SNACK && !vs_icmd_sn(c, vs_be32(c->bhs + 24), c->bhs[0] & VS_I_IMMEDIATE))
-			return true;
 		return to_python(c);
 	}
 }
@@ -247,6 +281,11 @@ static int take_header(struct vs_iconn *c)
 	need = VS_BHS + ahs + digest;
 	if (available(c) < need)
 		return 0;
+	/* Answers that the initiators do not take may hold every place: then this one waits, as it would in the socket. */
+	if (vs_unlikely(vs_list_empty(&c->session->free)) && (h[0] & (0x3f | VS_I_IMMEDIATE)) == VS_I_COMMAND) {
+		c->starved = true;
+		return 0;
+	}
 	c->data_length = (uint32_t)h[5] << 16 | vs_be16(h + 6);
 	if (digest) {
 		uint32_t got;
@@ -275,12 +314,12 @@ static int take_header(struct vs_iconn *c)
 
 static bool held_up(const struct vs_iconn *c)
 {
-	return c->dead || c->upcalls >= VS_IPDU_MAX_WAITING;
+	return c->dead || c->upcalls >= VS_IPDU_MAX_WAITING || c->kept >= VS_IKEPT_MAX;
 }
 
 bool vs_irx_has_work(const struct vs_iconn *c)
 {
-	return !held_up(c) && c->readable;
+	return !held_up(c) && (c->starved ? !vs_list_empty(&c->session->free) : c->readable || c->rx_more);
 }
 
 int vs_irx_poll(struct vs_iconn *c)
@@ -288,6 +327,8 @@ int vs_irx_poll(struct vs_iconn *c)
 	uint64_t stop = vs_counted(&c->view.rx_bytes) + BYTES_A_TURN;
 	int did = 0;
 
+	c->starved = false;
+	c->rx_more = true;
 	while (did < PDUS_A_TURN && !held_up(c) && vs_counted(&c->view.rx_bytes) < stop) {
 		int r;
 
@@ -305,11 +346,13 @@ int vs_irx_poll(struct vs_iconn *c)
 			r = take_header(c);
 			if (r > 0)
 				c->rx_state = VS_IRX_DATA;
-			else if (r == 0)
+			else if (r == 0 && !c->starved)
 				r = fill(c);
 		}
-		if (r <= 0)
+		if (r <= 0) {
+			c->rx_more = false; /* more bytes must come first */
 			break;
+		}
 	}
 	return did;
 }

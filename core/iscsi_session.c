@@ -11,6 +11,7 @@
 #include "crc32c.h"
 #include "iscsi.h"
 
+/* Beside the window: answers on their way out, and immediate commands. */
 enum { SPARE_COMMANDS = VS_ITX_SLOTS + 16, KEPT_BYTES = 16 << 20, SMALLEST_SHIFT = 12 };
 
 uint32_t vs_crc32c_of(uint32_t crc, const uint8_t *data, uint64_t length) { return vs_crc32c(crc, data, length); }
@@ -24,6 +25,11 @@ void vs_isession_window(struct vs_isession *s)
 
 	if ((int32_t)(max - s->max_cmd_sn) > 0)
 		s->max_cmd_sn = max;
+}
+
+bool vs_isession_single(const struct vs_isession *s)
+{
+	return s->conns.next == s->conns.prev;
 }
 
 /* ---- buffers ------------------------------------------------------------------------------------------------------------------------------ */
@@ -69,6 +75,7 @@ void vs_ibuffer_put(struct vs_isession *s, uint8_t *buffer, uint32_t n)
 int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_isession **out)
 {
 	struct vs_isession *s;
+	uint32_t sns = 1;
 
 	if (p->worker >= core->config.nworkers || !p->queue_depth || p->queue_depth > 4096 || !p->max_burst || !p->first_burst ||
 	    p->first_burst > p->max_burst || !p->max_outstanding_r2t || !p->credit || !p->max_transfer || p->max_transfer < p->first_burst)
@@ -83,14 +90,20 @@ int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_ise
 	s->exp_cmd_sn = p->exp_cmd_sn;
 	s->max_cmd_sn = p->exp_cmd_sn + p->queue_depth - 1;
 	s->ncmds = p->queue_depth + SPARE_COMMANDS;
+	while (sns < p->queue_depth)
+		sns *= 2;
+	s->sn_mask = sns - 1;
+	s->sns = calloc(sns, sizeof(*s->sns));
 	s->cmds = calloc(s->ncmds, sizeof(*s->cmds));
-	if (!s->cmds) {
+	if (!s->cmds || !s->sns) {
+		free(s->cmds);
+		free(s->sns);
 		free(s);
 		return -ENOMEM;
 	}
 	vs_credit_init(&s->credit, core, (int32_t)p->credit);
 	vs_list_init(&s->free);
-	vs_list_init(&s->held);
+	vs_list_init(&s->order);
 	vs_list_init(&s->wait_buffer);
 	vs_list_init(&s->conns);
 	for (uint32_t i = 0; i < s->ncmds; i++) {
@@ -98,6 +111,7 @@ int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_ise
 
 		x->index = i;
 		vs_list_init(&x->on_conn);
+		vs_list_init(&x->order);
 		vs_list_init(&x->result.link);
 		vs_list_init(&x->r2t_item.link);
 		vs_list_add_tail(&s->free, &x->link);
@@ -130,6 +144,7 @@ static void session_free(struct vs_worker *w, struct vs_msg *m)
 		}
 	vs_lunmap_free(&s->luns);
 	free(s->cmds);
+	free(s->sns);
 	free(s);
 	vs_upcall_after_flush(w, VS_UP_DONE, o->cookie, 0, 0);
 	free(o);
@@ -171,12 +186,18 @@ static void view(struct vs_iconn *c)
 static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 {
 	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
-	int n;
+	int n = 0;
 
 	(void)w;
-	if (!vs_irx_has_work(c))
-		return 0;
-	n = vs_irx_poll(c);
+	if (vs_unlikely(c->session->wake))
+		n += vs_icmd_wake(c->session);
+	if (vs_unlikely(c->tx_more)) {
+		c->tx_more = false;
+		vs_poller_dirty(c->w, &c->poller);
+		n++;
+	}
+	if (vs_irx_has_work(c))
+		n += vs_irx_poll(c);
 	if (n)
 		view(c);
 	return n;
@@ -184,14 +205,19 @@ static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 
 static void conn_flush(struct vs_worker *w, struct vs_poller *p)
 {
+	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
+
 	(void)w;
-	vs_itx_push(vs_container_of(p, struct vs_iconn, poller));
+	vs_itx_push(c);
+	view(c);
 }
 
 static bool conn_arm(struct vs_worker *w, struct vs_poller *p)
 {
+	const struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
+
 	(void)w;
-	return vs_irx_has_work(vs_container_of(p, struct vs_iconn, poller));
+	return vs_irx_has_work(c) || c->session->wake || c->tx_more;
 }
 
 static void conn_ready(struct vs_worker *w, struct vs_source *source, uint32_t events)
@@ -201,10 +227,14 @@ static void conn_ready(struct vs_worker *w, struct vs_source *source, uint32_t e
 	(void)w;
 	if (c->closing)
 		return;
+	if (events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP))
+		c->ended = true;
 	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP))
 		c->readable = true;
-	if (events & EPOLLOUT)
+	if (c->blocked && (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))) {
+		c->blocked = false;
 		vs_poller_dirty(c->w, &c->poller);
+	}
 }
 
 static void conn_removed(struct vs_worker *w, struct vs_source *source)
@@ -281,6 +311,7 @@ static void close_run(struct vs_worker *w, struct vs_msg *m)
 	c->dead = true;
 	drop_partial(c);
 	vs_itx_drop(c);
+	vs_isn_conn_gone(c);
 	/* closing is set last: until then nothing here frees the connection. */
 	vs_icmd_conn_gone(c);
 	c->closing = true;
@@ -300,10 +331,12 @@ static void send_run(struct vs_worker *w, struct vs_msg *m)
 	struct conn_msg *o = vs_container_of(m, struct conn_msg, msg);
 
 	(void)w;
-	if (o->c->dead || o->c->closing)
+	if (o->c->dead || o->c->closing) {
 		free(o->ready);
-	else
+	} else {
+		o->c->kept += o->ready->size;
 		vs_itx_queue(o->c, &o->ready->item, VS_IT_READY);
+	}
 	free(o);
 }
 
@@ -346,14 +379,16 @@ int vs_iconn_start(vs_isession *s, const struct vs_iconn_params *p, vs_iconn **o
 	c->max_send = p->max_send_segment;
 	c->max_recv = p->max_recv_segment;
 	c->stat_sn = p->stat_sn;
-	c->source = (struct vs_source){ .fd = p->fd, .events = EPOLLIN, .ready = conn_ready, .removed = conn_removed };
+	/* Edges: a connection that is held up, dead or has nothing to send must not be told again and again. */
+	c->source = (struct vs_source){ .fd = p->fd, .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .ready = conn_ready, .removed = conn_removed };
 	c->poller = (struct vs_poller){ .poll = conn_poll, .flush = conn_flush, .arm = conn_arm };
 	vs_list_init(&c->poller.link);
 	vs_list_init(&c->poller.dirty);
 	vs_list_init(&c->link);
 	vs_list_init(&c->cmds);
 	vs_list_init(&c->txq);
-	memcpy(c->rx, p->leftover, p->leftover_length);
+	if (p->leftover_length)
+		memcpy(c->rx, p->leftover, p->leftover_length);
 	c->rx_tail = p->leftover_length;
 	*out = c;
 	vs_worker_send(s->w, &o->msg);
@@ -397,6 +432,7 @@ int vs_iconn_send(vs_iconn *c, const uint8_t *bhs, const uint8_t *data, uint32_t
 	if (length)
 		memcpy(r->data, data, length);
 	r->length = length;
+	r->size = (uint32_t)sizeof(*r) + length;
 	r->flags = flags;
 	o->ready = r;
 	vs_worker_send(c->w, &o->msg);

@@ -4,13 +4,14 @@
  * StatSN is given out here, in the order of sending. RFC 7143 11.4, 11.7, 11.8.
  */
 #include <stdlib.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "crc32c.h"
 #include "iscsi.h"
 #include "gen/tables.h"
 #include "task.h"
+
+enum { BYTES_A_TURN = 2 << 20 };
 
 static uint32_t used(const struct vs_iconn *c) { return c->slot_tail - c->slot_head; }
 
@@ -19,6 +20,43 @@ void vs_itx_queue(struct vs_iconn *c, struct vs_iitem *item, enum vs_ikind kind)
 	item->kind = kind;
 	vs_list_add_tail(&c->txq, &item->link);
 	vs_poller_dirty(c->w, &c->poller);
+}
+
+struct vs_iready *vs_iready_new(struct vs_iconn *c, uint32_t length)
+{
+	struct vs_iready *r = malloc(sizeof(*r) + length);
+
+	if (!r) {
+		vs_iconn_event(c, VS_ICONN_NO_MEMORY);
+		return NULL;
+	}
+	memset(r->bhs, 0, VS_BHS);
+	r->length = length;
+	r->flags = 0;
+	r->size = (uint32_t)sizeof(*r) + length;
+	c->kept += r->size;
+	return r;
+}
+
+void vs_iready_free(struct vs_iconn *c, struct vs_iready *r)
+{
+	c->kept -= r->size;
+	free(r);
+}
+
+void vs_itx_reject(struct vs_iconn *c, uint8_t reason)
+{
+	struct vs_iready *r = vs_iready_new(c, VS_BHS);
+
+	if (!r)
+		return;
+	r->bhs[0] = VS_I_REJECT;
+	r->bhs[1] = VS_I_FINAL;
+	r->bhs[2] = reason;
+	memset(r->bhs + 16, 0xff, 4);
+	r->flags = VS_ISEND_STATUS;
+	memcpy(r->data, c->bhs, VS_BHS);
+	vs_itx_queue(c, &r->item, VS_IT_READY);
 }
 
 /* ---- PDUs ----------------------------------------------------------------------------------------------------------------------------------- */
@@ -91,6 +129,7 @@ static bool data_in(struct vs_iconn *c, struct vs_icmd *x)
 	vs_put_be32(s->header + 36, x->data_sn++);
 	vs_put_be32(s->header + 40, x->sent);
 	if (status) {
+		vs_icmd_answered(x);
 		s->header[3] = x->status;
 		vs_put_be32(s->header + 44, x->residual);
 		s->cmd = x;
@@ -106,6 +145,7 @@ static void response(struct vs_iconn *c, struct vs_icmd *x)
 	uint8_t *sense = x->task.sense;
 	uint32_t length = 0;
 
+	vs_icmd_answered(x);
 	s->header[2] = x->response;
 	s->header[3] = x->status;
 	/* 11.4.8: ExpDataSN is the number of Data-In PDUs (or R2Ts) of the command. */
@@ -201,9 +241,8 @@ static void slot_sent(struct vs_iconn *c, struct vs_islot *s)
 	if (s->ready) {
 		bool last = s->ready->flags & VS_ISEND_CLOSE;
 
-		free(s->ready);
+		vs_iready_free(c, s->ready);
 		if (last) {
-			c->last_sent = true;
 			shutdown(c->source.fd, SHUT_WR);
 			vs_iconn_event(c, VS_ICONN_SENT_LAST);
 		}
@@ -230,24 +269,21 @@ static void consume(struct vs_iconn *c, size_t n)
 	}
 }
 
-static void want_out(struct vs_iconn *c, bool on)
-{
-	if (c->want_out == on)
-		return;
-	c->want_out = on;
-	c->w->engine->source_events(c->w, &c->source, EPOLLIN | (on ? EPOLLOUT : 0));
-}
-
+/* Until the socket is full, or it is the turn of other connections. */
 void vs_itx_push(struct vs_iconn *c)
 {
-	while (!c->dead) {
+	uint64_t stop = vs_counted(&c->view.tx_bytes) + BYTES_A_TURN;
+
+	while (!c->dead && !c->blocked) {
 		struct iovec iov[3 * VS_ITX_SLOTS];
 		struct msghdr m = { .msg_iov = iov };
 		ssize_t n;
 
 		fill(c);
-		if (!used(c)) {
-			want_out(c, false);
+		if (!used(c))
+			return;
+		if (vs_counted(&c->view.tx_bytes) >= stop) {
+			c->tx_more = true;
 			return;
 		}
 		for (uint32_t k = c->slot_head; k != c->slot_tail; k++) {
@@ -260,7 +296,7 @@ void vs_itx_push(struct vs_iconn *c)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-			want_out(c, true);
+			c->blocked = true; /* until conn_ready says otherwise */
 			return;
 		}
 		if (n < 0) {
