@@ -23,10 +23,14 @@ if not __name__.startswith("vhost_scsi."):
 # Name, module, what `--help` says without loading it.
 COMMANDS: Final = {
     "boot": ("boot", "boot an image in QEMU from our own back end"),
+    "connection": ("connection", "the iSCSI connections of a running daemon"),
     "lun": ("lun", "the logical units of a running daemon"),
+    "portal": ("portal", "the iSCSI portals of a running daemon"),
     "queue": ("queue", "look into the virtqueues of a running daemon"),
-    "serve": ("serve", "serve logical units to QEMU over vhost-user"),
+    "serve": ("serve", "serve logical units to QEMU over vhost-user, and to anybody over iSCSI"),
+    "session": ("session", "the iSCSI sessions of a running daemon"),
     "status": ("status", "what a running daemon does, and how"),
+    "target": ("target", "the iSCSI targets of a running daemon"),
     "version": ("version", "versions of everything that takes part"),
 }
 INTERNAL_ERROR: Final = 70
@@ -102,7 +106,7 @@ def _usage_line(error: click.ClickException) -> str:
 @click.version_option(__version__, prog_name="vhost-scsi", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="show tracebacks")
 def main(debug: bool) -> None:
-    """A SCSI target in one unprivileged process, for QEMU's vhost-user-scsi-pci."""
+    """A SCSI target in one unprivileged process, for QEMU's vhost-user-scsi-pci and for iSCSI initiators."""
 
 
 __all__ = ["main"]

@@ -32,7 +32,10 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
 
 
 def _row(unit: dict[str, Any]) -> tuple[Any, ...]:
-    places = ",".join(f"{place['port']}:{place['target']}:{place['lun']}" for place in unit["mapped"])
+    places = ",".join(
+        [f"{place['port']}:{place['target']}:{place['lun']}" for place in unit["mapped"]]
+        + [f"{place['target']}:{place['lun']}" for place in unit["iscsi"]]
+    )
     return (
         unit["name"],
         places or None,

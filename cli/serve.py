@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vhost-scsi serve`: runs the daemon in the foreground and says how QEMU is attached to it."""
+"""`vhost-scsi serve`: runs the daemon in the foreground and says how QEMU is attached to it, and how initiators find
+it."""
 
 from __future__ import annotations
 
@@ -18,15 +19,23 @@ if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service
 
 DEFAULT_PORT = "default"
+# Options that become tables.
+GRAMMAR = ("lus", "luns", "maps", "ports", "portals", "targets")
 
 
 @click.command("serve")
 @click.option("--socket-path", metavar="PATH", help="the vhost-user socket of the port `default`")
 @click.option("--fd", type=int, metavar="N", help="instead of a path: a listening or connected socket we inherit")
-@click.option("--lun", "luns", multiple=True, metavar="T:L=URL[,OPTION=VALUE...]", help="a logical unit at a LUN")
+@click.option("--lun", "luns", multiple=True, metavar="[T:]L=URL[,OPTION=VALUE...]", help="a logical unit at a LUN")
 @click.option("--lu", "lus", multiple=True, metavar="NAME=URL[,OPTION=VALUE...]", help="a logical unit with a name")
-@click.option("--map", "maps", multiple=True, metavar="PORT:T:L=NAME", help="puts a named logical unit on a port")
+@click.option(
+    "--map", "maps", multiple=True, metavar="PLACE=NAME", help="puts a named unit at PORT:T:L, or at IQN:L over iSCSI"
+)
 @click.option("--port", "ports", multiple=True, metavar="NAME=PATH[,OPTION=VALUE...]", help="one more port")
+@click.option(
+    "--iscsi", "portals", multiple=True, metavar="HOST[:PORT][,TAG]", help="an iSCSI portal; * for all of IPv4"
+)
+@click.option("--target", "targets", multiple=True, metavar="IQN", help="an iSCSI target")
 @click.option("--config", "config_path", metavar="FILE", help="the same and more, as TOML")
 @click.option("--name", metavar="NAME", help="the daemon's name [default: default]")
 @click.option("--control", metavar="PATH", help="the management socket [env VHOST_SCSI_CONTROL]")
@@ -35,7 +44,10 @@ DEFAULT_PORT = "default"
 @click.option("--memory", type=int, default=1024, show_default=True, metavar="MIB", help="in the QEMU options")
 @click.option("--json", "as_json", is_flag=True, help="say what is ready as one JSON object")
 def command(**options: Any) -> None:
-    """Serve logical units to QEMU. Runs until SIGTERM or Ctrl-C; SIGHUP reads the log settings of FILE anew.
+    """Serve logical units to QEMU (--socket-path) and to iSCSI initiators (--iscsi, --target), the same ones to both.
+
+    Runs until SIGTERM or Ctrl-C; SIGHUP reads the log settings of FILE anew. A LUN with a target number (--lun 0:0=URL)
+    is one of the vhost-user port, a LUN alone (--lun 0=URL) one of the iSCSI target.
 
     A URL is a path, or names a store (memory:1G, overlay(...):disk.img, ...); see docs/stores.md.
     Options of a logical unit: block_size, uuid, readonly, wce, rotational, physical_block_size.
@@ -46,7 +58,7 @@ def command(**options: Any) -> None:
     config = configuration(options, activated=bool(listen_fds))
     logs.configure(config.log_level, config.log_format)
     service.prepare_process()
-    hints = [] if options["as_json"] and not config.port else qemu_hints(config, options)
+    hints = qemu_hints(config, options) if config.port else []
 
     async def run(watch: loop.StallWatch) -> None:
         daemon = service.Service(
@@ -66,7 +78,7 @@ def configuration(options: dict[str, Any], *, activated: bool = False) -> Daemon
     from vhost_scsi.daemon.config import build
 
     text = config_file.ConfigText.read(options["config_path"]) if options.get("config_path") else None
-    tables: dict[str, Any] = grammar.tables(**{key: options.get(key, ()) for key in ("lus", "luns", "maps", "ports")})
+    tables: dict[str, Any] = grammar.tables(**{key: options.get(key, ()) for key in GRAMMAR})
     port = {"socket": options.get("socket_path"), "fd": options.get("fd")}
     port = {key: value for key, value in port.items() if value is not None}
     if port or (activated and not tables["port"] and not (text and text.values.get("port"))):
@@ -120,11 +132,17 @@ def _say_ready(daemon: Service, hints: list[str], as_json: bool) -> None:
             "control": str(daemon.control_path),
             "engine": daemon.core.engine_name,
             "ports": [{"name": port.name, "socket": port.where} for port in daemon.ports.values()],
+            "portals": daemon.iscsi.portals if daemon.iscsi is not None else [],
+            "iscsi_urls": daemon.iscsi.urls() if daemon.iscsi is not None else [],
             "qemu_options": [word for line in hints if not line.startswith("#") for word in shlex.split(line)],
         }
         click.echo(json.dumps(ready))
         return
     for line in hints:
         click.echo(line)
+    for url in daemon.iscsi.urls() if daemon.iscsi is not None else []:
+        click.echo(url)
     for port in daemon.ports.values():
         click.echo(f"READY {port.name} {port.where}")
+    for portal in daemon.iscsi.portals if daemon.iscsi is not None else []:
+        click.echo(f"READY iscsi {portal}")

@@ -27,22 +27,29 @@ def command(name: str, control: str | None, as_json: bool) -> None:
         f"{size(status['rss_bytes'])} resident, {status['descriptors']} descriptors, "
         f"{status['logical_units']} logical units, {status['loop_stalls']} stalls of the control loop"
     )
-    click.echo("")
-    print_table(
-        ["port", "socket", "state", ">luns", ">queues", ">requests", ">in flight"],
-        [
-            (
-                port["name"],
-                port["socket"],
-                "connected" if port["connected"] else "waiting",
-                port["luns"],
-                f"{port['queues_started']} of {port['num_queues'] + 2}",
-                port["requests"],
-                port["in_flight"],
-            )
-            for port in status["ports"]
-        ],
-    )
+    if status["iscsi"] is not None:
+        iscsi = status["iscsi"]
+        click.echo(
+            f"iSCSI at {' '.join(iscsi['portals'])}: {iscsi['targets']} targets, {iscsi['sessions']} sessions, "
+            f"{iscsi['connections']} connections, {iscsi['logins_in_progress']} logins in progress"
+        )
+    if status["ports"]:
+        click.echo("")
+        print_table(
+            ["port", "socket", "state", ">luns", ">queues", ">requests", ">in flight"],
+            [
+                (
+                    port["name"],
+                    port["socket"],
+                    "connected" if port["connected"] else "waiting",
+                    port["luns"],
+                    f"{port['queues_started']} of {port['num_queues'] + 2}",
+                    port["requests"],
+                    port["in_flight"],
+                )
+                for port in status["ports"]
+            ],
+        )
     click.echo("")
     print_table(
         [">worker", ">thread", ">requests", ">batches", ">kicks", ">interrupts", ">suppressed", ">sleeps"],

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a daemon is told to do, as one checked value: logical units, ports, and which unit stands where.
+"""What a daemon is told to do, as one checked value: logical units, ports, iSCSI targets, and where units stand.
 
-The shape is that of the configuration file, one table a unit and a port; the command line makes the same shape
-(`grammar.py`) and both end in `build`. Files are read in `config_file.py`. Nothing is opened or started here.
+The shape is that of the configuration file, one table a unit, a port and a target; the command line makes the same one
+(`grammar.py`) and both end in `build`. Files are read in `config_file.py`, what iSCSI has of its own stands in
+`iscsi_config.py`. No store is opened and nothing is started here.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from vhost_scsi.daemon.iscsi_config import STRICT, IscsiConfig, problems
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.iscsi import names
 
 # virtio 1.3, 5.6.6.1: what the single level LUN structure reaches
 MAX_TARGET: Final = 255
@@ -25,6 +28,9 @@ MAX_WORKERS: Final = 64
 MAX_QUEUES: Final = 1022
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PLACE: Final = re.compile(r"(?:(?P<port>[^:]+):)?(?P<target>[0-9]{1,5}):(?P<lun>[0-9]{1,5})")
+# An iSCSI name has colons of its own: its LUN stands behind the last one.
+ISCSI_PLACE: Final = re.compile(r"(?:(?P<target>(?:iqn|eui|naa)\..+):)?(?P<lun>[0-9]{1,5})", re.IGNORECASE)
+ISCSI_NAME: Final = re.compile(r"(?:iqn|eui|naa)\.", re.IGNORECASE)
 
 
 def _uuid(value: object) -> object:
@@ -37,7 +43,7 @@ def _uuid(value: object) -> object:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = STRICT
 
 
 class LuConfig(_Model):
@@ -63,7 +69,8 @@ class PortConfig(_Model):
 
 
 class DaemonConfig(_Model):
-    """Everything. `map` leads from "PORT:TARGET:LUN" (PORT may be left out where there is one) to a unit's name."""
+    """Everything. `map` leads from a place to a unit's name: PORT:TARGET:LUN on a vhost-user port (PORT may be left out
+    where there is one), IQN:LUN in an iSCSI target (IQN may be left out where there is one)."""
 
     name: str = "default"
     engine: Literal["auto", "io_uring", "epoll"] = "auto"
@@ -78,10 +85,23 @@ class DaemonConfig(_Model):
     lu: dict[str, LuConfig] = {}
     port: dict[str, PortConfig] = {}
     map: dict[str, str] = {}
+    iscsi: IscsiConfig | None = None
 
     def places(self) -> tuple[Place, ...]:
-        """`map`, understood; only of a config that `build` returned."""
-        return tuple(_place(self, text, name) for text, name in self.map.items())
+        """Where `map` puts units on ports; only of a config that `build` returned."""
+        return tuple(_place(self, text, name) for text, name in self.map.items() if not ISCSI_PLACE.fullmatch(text))
+
+    def iscsi_luns(self) -> dict[str, dict[int, str]]:
+        """By the normalised name of each iSCSI target: its LUNs, from its table and from `map`. As above."""
+        targets = self.iscsi.target if self.iscsi is not None else []
+        found = {
+            names.normalised(target.name): {int(lun): unit for lun, unit in target.luns.items()} for target in targets
+        }
+        for text, unit in self.map.items():
+            if ISCSI_PLACE.fullmatch(text):
+                target, lun = _iscsi_place(self, text)
+                found[target][lun] = unit
+        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,8 +143,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def known_keys(path: tuple[str | int, ...]) -> list[str]:
     """The keys that the table at `path` may have."""
-    tables: dict[str, type[_Model]] = {"lu": LuConfig, "port": PortConfig}
-    return list((tables.get(str(path[0]), DaemonConfig) if path else DaemonConfig).model_fields)
+    shape: Any = DaemonConfig
+    for part in path:
+        shape = _below(shape, part)
+    return list(shape.model_fields) if isinstance(shape, type) and issubclass(shape, BaseModel) else []
+
+
+def _below(shape: Any, part: str | int) -> Any:
+    """The annotation of what stands at `part` in a value of the annotation `shape`."""
+    if isinstance(shape, type) and issubclass(shape, BaseModel):
+        field = shape.model_fields.get(str(part))
+        shape = None if field is None else field.annotation
+    elif get_origin(shape) in (dict, list):
+        shape = get_args(shape)[-1]
+    # What may be left out is the same thing when it is there.
+    if get_origin(shape) is not None and type(None) in get_args(shape):
+        shape = next(each for each in get_args(shape) if each is not type(None))
+    return shape
 
 
 def _first_error(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
@@ -152,6 +187,8 @@ def _contradictions(config: DaemonConfig) -> Iterable[Contradiction]:
     yield from _bad_units(config)
     yield from _bad_ports(config)
     yield from _bad_map(config)
+    if config.iscsi is not None:
+        yield from problems(config.iscsi, config.lu, config.iscsi_luns())
 
 
 def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
@@ -180,6 +217,8 @@ def _bad_ports(config: DaemonConfig) -> Iterable[Contradiction]:
         path = ("port", name)
         if not NAME.fullmatch(name):
             yield path, f"{name!r}: a name has letters, digits, '.', '_' and '-', at most 64"
+        if ISCSI_NAME.match(name):
+            yield path, f"{name!r}: what begins so is the name of an iSCSI target, not of a port"
         if port.socket is not None and port.fd is not None:
             yield path, "socket and fd exclude each other"
         if port.socket == "":
@@ -195,32 +234,72 @@ def _bad_ports(config: DaemonConfig) -> Iterable[Contradiction]:
 
 
 def _bad_map(config: DaemonConfig) -> Iterable[Contradiction]:
-    seen: dict[tuple[str, int, int], str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     for text, name in config.map.items():
         path = ("map", text)
         try:
-            place = _place(config, text, name)
+            key, said = _where(config, text, name)
         except ConfigError as error:
             yield path, str(error)
             continue
         if name not in config.lu:
             yield path, f"there is no logical unit {name!r}{nearest(name, config.lu)}"
-        key = (place.port, place.target, place.lun)
         if key in seen:
-            yield path, f"LUN {place.target}:{place.lun} of port {place.port} is given twice ({seen[key]} and {name})"
+            yield path, f"{said} is given twice ({seen[key]} and {name})"
         seen[key] = name
     for port in config.port:
-        if not any(key[0] == port for key in seen):
+        if not any(key[0] == "port" and key[1] == port for key in seen):
             yield ("port", port), f"port {port} has no logical unit"
     for name in config.lu:
-        if name not in config.map.values():
+        if name not in _mapped(config):
             yield ("lu", name), f"logical unit {name} is mapped nowhere"
+
+
+def _mapped(config: DaemonConfig) -> set[str]:
+    """Every unit that stands somewhere."""
+    found = set(config.map.values())
+    for target in config.iscsi.target if config.iscsi is not None else []:
+        found.update(target.luns.values(), *((entry.luns or {}).values() for entry in target.acl))
+    return found
+
+
+def _where(config: DaemonConfig, text: str, unit: str) -> tuple[tuple[str, ...], str]:
+    """A place as a key that is the same however it was spelled, and in words."""
+    if not ISCSI_PLACE.fullmatch(text):
+        place = _place(config, text, unit)
+        key = ("port", place.port, str(place.target), str(place.lun))
+        return key, f"LUN {place.target}:{place.lun} of port {place.port}"
+    target, lun = _iscsi_place(config, text)
+    for each in config.iscsi.target if config.iscsi is not None else []:
+        if names.normalised(each.name) == target and str(lun) in each.luns:
+            raise ConfigError(f"LUN {lun} of target {target} is given twice, here and in the target's own table")
+    return ("target", target, str(lun)), f"LUN {lun} of target {target}"
+
+
+def _iscsi_place(config: DaemonConfig, text: str) -> tuple[str, int]:
+    """The normalised name of the target, and the LUN."""
+    match = ISCSI_PLACE.fullmatch(text)
+    assert match is not None
+    known = [names.normalised(target.name) for target in (config.iscsi.target if config.iscsi is not None else ())]
+    if int(match["lun"]) > MAX_LUN:
+        raise ConfigError(f"LUN {match['lun']}: LUNs go to {MAX_LUN}")
+    if match["target"] is None:
+        if len(known) != 1:
+            raise ConfigError(
+                f"{text!r} names no iSCSI target, and there {'are several' if known else 'is none'}"
+                + ("" if known else "; on a vhost-user port it is TARGET:LUN, such as 0:0")
+            )
+        return known[0], int(match["lun"])
+    target = names.normalised(match["target"])
+    if target not in known:
+        raise ConfigError(f"there is no iSCSI target {match['target']!r}{nearest(target, known)}")
+    return target, int(match["lun"])
 
 
 def _place(config: DaemonConfig, text: str, name: str) -> Place:
     match = PLACE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is not PORT:TARGET:LUN or TARGET:LUN")
+        raise ConfigError(f"{text!r} is not PORT:TARGET:LUN or TARGET:LUN, nor IQN:LUN or LUN of an iSCSI target")
     target, lun, port = int(match["target"]), int(match["lun"]), match["port"]
     if target > MAX_TARGET or lun > MAX_LUN:
         raise ConfigError(f"{target}:{lun}: targets go to {MAX_TARGET} and LUNs to {MAX_LUN}")

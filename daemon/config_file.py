@@ -110,7 +110,9 @@ def locator(text: ConfigText | None) -> Locate:
     """Places in the file for what is in the file; what came from the command line is its own place."""
 
     def locate(path: tuple[str | int, ...], message: str) -> ConfigError:
-        if text is not None and path and _has(text.values, path[:2]):
+        # Of the items of a list some may stand in the file and some on the command line.
+        depth = 3 if len(path) > 2 and isinstance(path[2], int) else 2
+        if text is not None and path and _has(text.values, path[:depth]):
             return text.locate(path, message)
         return at_path(path, message)
 

@@ -5,6 +5,12 @@
     --port NAME=SOCKET[,option=value...] a port
     --map PORT:T:L=NAME                  puts a unit on a port
     --lun T:L=URL[,option=value...]      both at once, on the only port; the unit is called lun-T-L
+    --iscsi HOST[:PORT][,TAG]            an iSCSI portal
+    --target IQN                         an iSCSI target
+    --map IQN:LUN=NAME                   puts a unit in a target
+    --lun LUN=URL[,option=value...]      a unit and its place in the only target; the unit is called lun-LUN
+
+A place with a target number of its own (T:L) is on a vhost-user port, one that is a LUN alone is in an iSCSI target.
 
 The grammar of a URL is the stores' (docs/stores.md); the unit's options stand behind it, among the store's own.
 """
@@ -14,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from vhost_scsi.daemon.config import PLACE, LuConfig, PortConfig
+from vhost_scsi.daemon.config import ISCSI_PLACE, PLACE, LuConfig, PortConfig
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.stores import StoreConfigError, parse_store
 
@@ -24,9 +30,14 @@ _TRUTH: Final = {"on": True, "yes": True, "true": True, "off": False, "no": Fals
 
 
 def tables(
-    lus: Iterable[str] = (), luns: Iterable[str] = (), maps: Iterable[str] = (), ports: Iterable[str] = ()
+    lus: Iterable[str] = (),
+    luns: Iterable[str] = (),
+    maps: Iterable[str] = (),
+    ports: Iterable[str] = (),
+    portals: Iterable[str] = (),
+    targets: Iterable[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """The `lu`, `port` and `map` tables that these options stand for; ConfigError for one that cannot be read."""
+    """The `lu`, `port`, `map` and `iscsi` tables that these options stand for; ConfigError for a wrong one."""
     made: dict[str, dict[str, Any]] = {"lu": {}, "port": {}, "map": {}}
     for text in ports:
         name, rest = _named("--port", text, "NAME=SOCKET")
@@ -35,31 +46,46 @@ def tables(
         name, rest = _named("--lu", text, "NAME=URL")
         _add(made["lu"], name, logical_unit(f"--lu {text}", rest), f"--lu {text}: logical unit {name}")
     for text in maps:
-        place, name = _named("--map", text, "PORT:T:L=NAME")
+        place, name = _named("--map", text, "PORT:T:L=NAME or IQN:LUN=NAME")
         _add(made["map"], place, name, f"--map {text}: LUN {place}")
     for text in luns:
-        place, rest = _named("--lun", text, "T:L=URL")
-        match = PLACE.fullmatch(place)
-        if match is None:
-            raise ConfigError(f"--lun {text}: {place!r} is not T:L (target and LUN, such as 0:0)")
-        words = ["lun", match["port"], str(int(match["target"])), str(int(match["lun"]))]
-        name = "-".join(word for word in words if word)
+        place, rest = _named("--lun", text, "T:L=URL or LUN=URL")
+        name = _unit_name(text, place)
         _add(made["lu"], name, logical_unit(f"--lun {text}", rest), f"--lun {text}: LUN {place}")
         _add(made["map"], place, name, f"--lun {text}: LUN {place}")
+    if portals or targets:
+        made["iscsi"] = {"portal": [{"listen": text} for text in portals], "target": [{"name": iqn} for iqn in targets]}
     return made
 
 
+def _unit_name(text: str, place: str) -> str:
+    """What a unit of --lun is called, from its place."""
+    if place.isascii() and place.isdigit() and ISCSI_PLACE.fullmatch(place):
+        return f"lun-{int(place)}"
+    match = PLACE.fullmatch(place)
+    if match is None:
+        where = "T:L (target and LUN of a port, such as 0:0) or LUN (of the iSCSI target, such as 0)"
+        raise ConfigError(f"--lun {text}: {place!r} is not {where}")
+    words = ["lun", match["port"], str(int(match["target"])), str(int(match["lun"]))]
+    return "-".join(word for word in words if word)
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`: single values replace, tables are joined and may not name the same thing twice."""
+    """`over` on top of `base`: single values replace, tables and lists are joined and name nothing twice."""
     merged = dict(base)
     for key, value in over.items():
         if not isinstance(value, dict) or not isinstance(merged.get(key), dict):
             merged[key] = value
             continue
-        twice = sorted(set(value) & set(merged[key]))
-        if twice:
-            raise ConfigError(f"{key} {twice[0]} is given twice, on the command line and in the file")
-        merged[key] = {**merged[key], **value}
+        below = dict(merged[key])
+        for name, item in value.items():
+            if isinstance(item, list) and isinstance(below.get(name, []), list):
+                below[name] = [*below.get(name, []), *item]
+            elif name in below:
+                raise ConfigError(f"{key} {name} is given twice, on the command line and in the file")
+            else:
+                below[name] = item
+        merged[key] = below
     return merged
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import logs
+from vhost_scsi.daemon import iscsi_methods, logs
 from vhost_scsi.daemon.config import nearest
 from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_row
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
@@ -43,6 +43,7 @@ def table(service: Service) -> Mapping[str, Method]:
             (Param("index", "integer", "0 control, 1 event, from 2 on requests", required=True), _PORT),
         ),
         Method("task.list", "requests in flight on all ports", calls.task_list),
+        *iscsi_methods.rows(service),
         Method("log.level", "the log level; sets it where one is given", calls.log_level, (
             Param("level", "string", ", ".join(logs.LEVELS)),
         )),
@@ -79,6 +80,7 @@ class _Calls:
                 for index in range(service.config.workers)
             ],
             "logical_units": len(service.target.units),
+            "iscsi": iscsi_methods.summary(service.iscsi) if service.iscsi is not None else None,
         }
 
     def _port(self, serving: Serving) -> dict[str, Any]:
@@ -116,6 +118,7 @@ class _Calls:
                     "store": {"kind": store.kind, "info": plain(store.info), "stats": plain(store.stats)},
                     "stats": plain(unit.stats()),
                     "mapped": places[unit.name],
+                    "iscsi": iscsi_methods.lun_places(service.iscsi, unit.name) if service.iscsi is not None else [],
                 }
             )
         return {"logical_units": units}
@@ -180,6 +183,8 @@ class _Calls:
     def _serving(self, name: str | None) -> Serving:
         ports = self._service.ports
         if name is None:
+            if not ports:
+                raise RpcError(REFUSED, "this daemon has no vhost-user port")
             if len(ports) != 1:
                 raise RpcError(REFUSED, f"there are several ports, name one of {', '.join(ports)}")
             return next(iter(ports.values()))

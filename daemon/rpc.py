@@ -27,7 +27,7 @@ MAX_BATCH: Final = 64
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
 NO_HANDSHAKE, WRONG_PROTOCOL, REFUSED = -32001, -32002, -32003
 
-TYPES: Final[Mapping[str, type]] = {"string": str, "integer": int, "boolean": bool}
+TYPES: Final[Mapping[str, type]] = {"string": str, "integer": int, "boolean": bool, "object": dict}
 
 
 class RpcError(VhostScsiError):

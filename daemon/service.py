@@ -25,6 +25,8 @@ from vhost_scsi.daemon import control, logs, methods, state, systemd, units
 from vhost_scsi.daemon.client import socket_path
 from vhost_scsi.daemon.config import DaemonConfig
 from vhost_scsi.daemon.errors import DrainTimeout
+from vhost_scsi.daemon.iscsi_config import IscsiConfig
+from vhost_scsi.daemon.iscsi_node import IscsiNode
 from vhost_scsi.daemon.loop import StallWatch
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.errors import ConfigError, VhostScsiError
@@ -68,6 +70,7 @@ class Service:
         self.watch = watch
         self.started_at = time.time()
         self.ports: dict[str, Serving] = {}
+        self.iscsi: IscsiNode | None = None
         self._listen_fds = list(listen_fds)
         self._reload = reload
         self._manage = manage
@@ -91,8 +94,8 @@ class Service:
 
     async def _start(self) -> None:
         config = self.config
-        if not config.port:
-            raise ConfigError("there is no port: give --socket-path, --fd, --port or a [port] table")
+        if not config.port and config.iscsi is None:
+            raise ConfigError("there is no port: give --socket-path, --fd, --port, --iscsi or a [port] table")
         # First of all the name, so that a second daemon does not touch the images of the first.
         if self._manage:
             self._claim_control()
@@ -113,15 +116,24 @@ class Service:
         for serving in self.ports.values():
             await serving.server.start()
             self._watchers.append(asyncio.create_task(self._watch_port(serving)))
+        if config.iscsi is not None:
+            await self._start_iscsi(config.iscsi)
         if self._control is not None:
             await self._control.serve()
         if self.watch is not None:
             self.watch.on = True
         _LOG.info(
-            "vhost-scsi %s, pid %d: %d logical units, %d ports, %d workers, engine %s%s",
-            *(__version__, os.getpid(), len(config.lu), len(config.port), config.workers, self.core.engine_name),
+            "vhost-scsi %s, pid %d: %d logical units, %d ports, %d iSCSI targets, %d workers, engine %s%s",
+            *(__version__, os.getpid(), len(config.lu), len(config.port)),
+            *(len(config.iscsi.target) if config.iscsi is not None else 0, config.workers, self.core.engine_name),
             f" ({self.core.engine_why_not})" if config.engine == "auto" and self.core.engine_why_not else "",
         )
+
+    async def _start_iscsi(self, config: IscsiConfig) -> None:
+        node = IscsiNode(self.core, self.target, self.config, config)
+        self._exits.push_async_callback(node.close)
+        await node.start()
+        self.iscsi = node
 
     def _claim_control(self) -> None:
         self.control_path = socket_path(self.config.name, self.config.control)
@@ -185,7 +197,7 @@ class Service:
 
     async def _watch_port(self, serving: Serving) -> None:
         await serving.server.wait_closed()
-        if all(other.done() for other in self._watchers if other is not asyncio.current_task()):
+        if self.iscsi is None and all(other.done() for other in self._watchers if other is not asyncio.current_task()):
             self.stop("nothing is left to serve")
 
     async def close(self) -> None:
@@ -193,7 +205,8 @@ class Service:
         if self._control is not None:
             # Nobody may ask about what is being taken down.
             await self._control.hang_up()
-        await self._finish_requests()
+        # Side by side: initiators need not wait for guests.
+        await asyncio.gather(self._finish_requests(), *([self.iscsi.drain()] if self.iscsi is not None else []))
         for watcher in self._watchers:
             watcher.cancel()
         if self._watchers:

@@ -47,7 +47,7 @@ def test_everything_together_is_a_configuration() -> None:
     ("given_options", "words"),
     [
         ({"luns": ["disk.img"]}, "--lun disk.img: not T:L=URL"),
-        ({"luns": ["0=disk.img"]}, "'0' is not T:L"),
+        ({"luns": ["x=disk.img"]}, "'x' is not T:L"),
         ({"luns": ["0:0="]}, "not T:L=URL"),
         ({"luns": ["0:0=a", "0:0=b"]}, "LUN 0:0 is given twice"),
         ({"luns": ["0:0=a", "00:0=b"]}, "is given twice"),
