@@ -15,7 +15,6 @@ from pathlib import Path
 from vhost_scsi.qemu import Guest
 
 MIB = 1 << 20
-# sg_raw(8) ends with the SCSI status turned into sg3_utils' exit status: 7 is Data Protect.
 FLAT_ADDRESSING = 0x4000  # how Linux shows a LUN above 255 (SAM-5 4.7.7.3)
 
 
@@ -32,7 +31,7 @@ class Disk:
 
 
 def disks(guest: Guest) -> dict[tuple[int, int], Disk]:
-    """Every disk by target and LUN."""
+    """Every disk by target and LUN. Linux probes them side by side: which one becomes sda is chance."""
     found = {}
     for line in guest.check("lsscsi -g").splitlines():
         match = re.match(r"\[\d+:\d+:(\d+):(\d+)\]\s+disk\s.*\s(/dev/sd\w+)\s+(/dev/sg\d+)", line)
