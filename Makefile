@@ -86,14 +86,17 @@ fuzz: build ## libFuzzer over every C fuzz target and atheris over vhost-user, F
 seeded: deps ## plant the bugs of tests/seeded one by one; each must be caught by the tests named in it
 	$(PY) tests/seeded/run.py
 
-.PHONY: core-cover
-core-cover: build ## C line coverage by the C and the Python tests, printed
-	@STRESS_SECONDS=$(STRESS_SECONDS) tests/ci/core-coverage $(C_COVERAGE)
-
 .PHONY: pytest
-pytest: build ## Python tests with coverage, printed
-	@rm -f .coverage .coverage.*
-	COVERAGE_ROOT=$(CURDIR) $(PY) -m pytest --cov --cov-report=term --cov-fail-under=$(PYTHON_COVERAGE)
+pytest: build ## Python tests; line coverage of Python and, with the C tests, of core/
+	@STRESS_SECONDS=$(STRESS_SECONDS) tests/ci/coverage $(PYTHON_COVERAGE) $(C_COVERAGE)
+
+.PHONY: packaging
+packaging: build ## wheel from the sdist into an empty environment
+	$(PY) -m pytest -q -m slow tests/test_layout.py
+
+.PHONY: slow
+slow: build ## the tests that take long: many connections, many LUNs, io_uring forbidden
+	$(PY) -m pytest -q -m slow --timeout=3000 tests --ignore=tests/test_layout.py
 
 .PHONY: qemu-tests
 qemu-tests: build ## tests that boot a real guest (GUEST_TESTS=guest: the slow ones too)
@@ -101,7 +104,7 @@ qemu-tests: build ## tests that boot a real guest (GUEST_TESTS=guest: the slow o
 
 .PHONY: test
 test: ## everything that must pass before a change goes in (<= 25 minutes)
-	tests/ci/run-steps deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests
+	tests/ci/run-steps deps build lint typecheck core-test asan tsan pytest packaging qemu-tests
 
 .PHONY: test-all
 # Long enough to find what the short runs of every change do not.
@@ -109,7 +112,7 @@ test-all: export FUZZ_SECONDS := 600
 test-all: export STRESS_SECONDS := 300
 test-all: export GUEST_TESTS := guest
 test-all: ## everything without a time limit; writes docs/test-report.md
-	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest core-cover qemu-tests fuzz seeded bench
+	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest packaging slow qemu-tests fuzz seeded bench
 
 .PHONY: bench
 bench: build ## measure: IOPS of one worker against a polled driver
