@@ -130,9 +130,6 @@ class Port:
         await asyncio.gather(*(self._unit_lost(unit, each) for unit, each in places.items()))
 
     async def _unit_lost(self, unit: Unit, places: list[MappedLun]) -> None:
-        unit.abort_response = lib.VS_RESP_RESET
-        try:
+        with unit.resetting():
             for mapped in places:
                 await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
-        finally:
-            unit.abort_response = lib.VS_RESP_ABORTED

@@ -5,7 +5,7 @@ end or to look for what it holds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,8 @@ async def run(
         case TaskManagementFunction.CLEAR_TASK_SET:
             await lu.clear_task_set(itl, canceller(core, unit, target.nexuses_of(unit)))
         case TaskManagementFunction.LOGICAL_UNIT_RESET:
-            await _reset(unit, lambda: lu.logical_unit_reset(itl, canceller(core, unit, target.nexuses_of(unit))))
+            with unit.resetting():
+                await lu.logical_unit_reset(itl, canceller(core, unit, target.nexuses_of(unit)))
         case TaskManagementFunction.QUERY_TASK:
             found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag)
             return _found(found > 0 or lu.query_task(itl, tag))
@@ -101,20 +102,11 @@ def _found(found: bool) -> ServiceResponse:
     return ServiceResponse.FUNCTION_SUCCEEDED if found else ServiceResponse.FUNCTION_COMPLETE
 
 
-async def _reset(unit: Unit, work: Callable[[], Awaitable[object]]) -> None:
-    unit.abort_response = lib.VS_RESP_RESET
-    try:
-        await work()
-    finally:
-        unit.abort_response = lib.VS_RESP_ABORTED
-
-
 async def _nexus_reset(port: Port, target_id: int) -> ServiceResponse:
     mapped = [each for each in port.luns if each.target_id == target_id]
     if not mapped:
         return ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER
     for each in mapped:
-        unit, lu, itl = each.unit, each.unit.logical_unit, each.itl
-        cancel = canceller(port.core, unit, [each])
-        await _reset(unit, lambda lu=lu, itl=itl, cancel=cancel: lu.nexus_lost(itl, cancel))  # type: ignore[misc]
+        with each.unit.resetting():
+            await each.unit.logical_unit.nexus_lost(each.itl, canceller(port.core, each.unit, [each]))
     return ServiceResponse.FUNCTION_COMPLETE

@@ -6,6 +6,8 @@ It is defined once and mapped many times. What it decides is `scsi.logical_unit`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -160,13 +162,26 @@ class Unit:
         self.gate: Final[Gate] = core.gate(self.handle)
         definition = LuDefinition(spec.name, spec.uuid, write_cache=spec.write_cache)
         self.logical_unit: Final = LogicalUnit(definition, medium, self.gate)
-        self.abort_response = lib.VS_RESP_ABORTED
-        """how the transport is told of tasks that a task management function ends"""
+        self._resets = 0
         core.listen(lib.VS_UP_STORE_FAILED, self.cookie, self._store_failed)
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def abort_response(self) -> int:
+        """How the transport is told of tasks that are ended from outside: by a reset, or by task management."""
+        return lib.VS_RESP_RESET if self._resets else lib.VS_RESP_ABORTED
+
+    @contextmanager
+    def resetting(self) -> Iterator[None]:
+        """What ends meanwhile ends by a reset. May overlap with others of its kind."""
+        self._resets += 1
+        try:
+            yield
+        finally:
+            self._resets -= 1
 
     @property
     def uuid(self) -> UUID:
