@@ -82,7 +82,8 @@ static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
 {
 	struct memory_store *m = memory_of(s);
 	uint8_t *data = m->base + io->offset;
-	const struct iovec *v = io->iov, *end = io->iov + io->niov;
+	/* Without data there is no array either, and nothing is added to no pointer. */
+	const struct iovec *v = io->iov, *end = io->niov ? v + io->niov : v;
 
 	switch (io->op) {
 	case VS_IO_READ:
