@@ -202,6 +202,14 @@ def test_a_normal_session_asks_for_its_own_target(initiator: Client) -> None:
     assert initiator.send_targets("All") == [("SendTargets", "Reject")]
 
 
+def test_a_normal_session_hears_nothing_of_other_targets(serve: Callable[..., Live]) -> None:
+    live = serve(make_node(IscsiTarget(TARGET), IscsiTarget(TARGET + "2")))
+    with live.connect() as connected:
+        connected.login()
+        assert connected.send_targets(TARGET + "2") == []
+        assert [value for key, value in connected.send_targets("") if key == "TargetName"] == [TARGET]
+
+
 @pytest.mark.parametrize("opcode", [0x01, 0x02, 0x10])
 def test_a_discovery_session_has_no_commands(live: Live, opcode: int) -> None:
     with discovery(live) as asking:

@@ -241,7 +241,22 @@ def test_a_session_of_somebody_else_cannot_be_joined(live: Live) -> None:
         tsih = first.login(extra=MORE).tsih
         for fields in ({"isid": isid(9)}, {"initiator": INITIATOR + "2"}, {"target": None}):
             with live.connect() as second:
-                assert second.login(**fields, tsih=tsih, cid=2).status == (2, 10)
+                refused = second.login(**fields, tsih=tsih, cid=2)
+                assert (refused.status, refused.csg) == ((2, 10), 0), "the first request is refused"
+
+
+def test_a_session_that_ends_while_a_connection_is_on_its_way(live: Live) -> None:
+    with live.connect() as first, live.connect() as other, live.connect() as second:
+        tsih = first.login(extra=MORE).tsih
+        assert second.exchange(second.names(), tsih=tsih, cid=2).status == (0, 0)
+        first.logout()
+        assert first.closed()
+        live.wait_for(lambda: len(live.node.sessions) == 0, "the end of the session")
+        # Somebody else has the handle now.
+        live.thread.run(lambda: setattr(live.node.sessions, "_last", tsih - 1))
+        assert other.login(isid=isid(9)).tsih == tsih
+        assert second.exchange([], tsih=tsih, cid=2, csg=OPERATIONAL, nsg=FULL_FEATURE).status == (2, 10)
+        assert len(live.plane.open_sessions) == 1
 
 
 def test_session_keys_on_an_added_connection(live: Live) -> None:
@@ -301,6 +316,19 @@ def test_connection_reinstatement(live: Live) -> None:
         assert live.plane.connections[0].removed is RemoveReason.REINSTATED
         assert len(live.plane.open_sessions) == 1
         assert second.text_request([("SendTargets", "")]).final
+
+
+def test_no_handle_is_given_twice(live: Live) -> None:
+    with live.connect() as first, live.connect() as second:
+        taken = first.login(isid=isid(1)).tsih
+
+        def hand_out_all() -> list[int]:
+            return [live.node.sessions.reserve_tsih() for _ in range(65534)]
+
+        handles = live.thread.run(hand_out_all)
+        assert sorted([*handles, taken]) == list(range(1, 65536)), "each but the one that is in use, and never zero"
+        live.thread.run(lambda: [live.node.sessions.release_tsih(each) for each in handles])
+        assert second.login(isid=isid(2)).tsih not in (0, taken)
 
 
 def test_many_reinstatements_of_one_session_at_once(live: Live) -> None:
