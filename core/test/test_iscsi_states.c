@@ -446,6 +446,53 @@ static void credit(uint32_t engine)
 	irig_close(&r);
 }
 
+/* What Python sends goes out in order, numbered here; the last one ends the connection behind it. */
+static void said_by_python(uint32_t engine)
+{
+	uint8_t h[48] = { 0x24, 0x80 }, cdb[16];
+	struct initiator *i;
+	struct rig_pdu p;
+	struct irig r;
+	uint8_t byte;
+
+	irig_open(&r, engine, 0, 0);
+	irig_session(&r);
+	i = irig_connect(&r, true, true);
+	CHECK_EQ(vs_iconn_send(i->conn, h, out, 8193, VS_ISEND_STATUS), -EINVAL); /* more than the initiator takes */
+	put32(h + 16, 1);
+	CHECK_EQ(vs_iconn_send(i->conn, h, (const uint8_t *)"text", 4, VS_ISEND_STATUS), 0);
+	ini_recv(i, &p);
+	CHECK(p.bhs[0] == 0x24 && get32(p.bhs + 16) == 1 && p.length == 4 && !memcmp(p.data, "text", 4));
+	CHECK(get32(p.bhs + 28) == r.cmd_sn && get32(p.bhs + 32) == r.cmd_sn + 31);
+	/* A ping of ours tells the next StatSN and does not take it: 11.19.4. */
+	h[0] = 0x20;
+	CHECK_EQ(vs_iconn_send(i->conn, h, NULL, 0, 0), 0);
+	{
+		uint32_t next = i->stat_sn;
+
+		ini_recv(i, &p);
+		CHECK_EQ(get32(p.bhs + 24), next);
+		i->stat_sn = next;
+	}
+	/* A shorter segment holds from now on. */
+	CHECK_EQ(vs_iconn_set_max_send(i->conn, 511), -EINVAL);
+	CHECK_EQ(vs_iconn_set_max_send(i->conn, 512), 0);
+	i->max_send = 512;
+	CHECK(good(ini_read(i, 0, 8, 4096, in)));
+	/* Nothing comes behind the last one, whatever is asked. */
+	h[0] = 0x26;
+	CHECK_EQ(vs_iconn_send(i->conn, h, NULL, 0, VS_ISEND_STATUS | VS_ISEND_CLOSE), 0);
+	ini_recv(i, &p);
+	CHECK_EQ(p.bhs[0], 0x26);
+	CHECK_EQ(ini_event(i), VS_ICONN_SENT_LAST);
+	cdb_rw(cdb, false, 0, 1);
+	ini_start(i, cdb, 10, READ, 512, NULL, 0);
+	CHECK_EQ(vs_iconn_send(i->conn, h, NULL, 0, VS_ISEND_STATUS), 0);
+	irig_settle(&r, 10);
+	CHECK_EQ(recv(i->fd, &byte, 1, MSG_DONTWAIT), 0);
+	irig_close(&r);
+}
+
 /* ---- order ---------------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* write 0 (its data are late) | ORDERED read | read | HEAD OF QUEUE read: only the last may overtake. */
@@ -552,6 +599,7 @@ int main(void)
 		ordered(engine, false);
 		ordered(engine, true);
 		fair(engine);
+		said_by_python(engine);
 	}
 	return 0;
 }
