@@ -308,6 +308,9 @@ static void close_run(struct vs_worker *w, struct vs_msg *m)
 
 	c->close_cookie = o->cookie;
 	free(o);
+	/* What was queued before goes out as far as the socket takes it: the answer to a logout, the last message. */
+	if (!c->dead)
+		vs_itx_push(c);
 	c->dead = true;
 	drop_partial(c);
 	vs_itx_drop(c);
