@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ALLOWED_SKIPS = Path(__file__).parent / "tests" / "allowed-skips.txt"
@@ -45,3 +46,10 @@ class SkipCount:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipCount(int(ALLOWED_SKIPS.read_text())), "skip-count")
+
+
+# No test may fail for the time that a shared machine takes: not for a slow example, and not for slow drawing.
+hypothesis.settings.register_profile(
+    "shared-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("shared-machine")
