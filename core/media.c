@@ -188,9 +188,10 @@ static uint32_t clip(struct iovec *iov, uint32_t niov, uint64_t have, uint64_t n
 
 /* ---- READ, WRITE ------------------------------------------------------------------------------------------------------------------------------- */
 
+/* COMPARE AND WRITE took both halves of its data: without this the initiator would be told of a residual. */
 static bool moved(struct vs_task *t)
 {
-	t->transferred = t->m.length;
+	t->transferred = vs_likely(t->row->media != VS_MEDIA_COMPARE_AND_WRITE) ? t->m.length : t->required;
 	return ENDED;
 }
 
