@@ -175,13 +175,13 @@ static bool split_response(struct vs_queue *q, struct vs_request *r, struct iove
 	} else {
 		n = vs_iov_slice(*in, (int)*nin, 0, size, r->resp_inline, VS_RESP_INLINE);
 		if (n < 0) {
-			r->resp = vs_iovec_get(q->w, size);
+			r->resp_capacity = vs_min(*nin, size);
+			r->resp = vs_iovec_get(q->w, r->resp_capacity);
 			if (!r->resp) {
 				r->resp = r->resp_inline;
 				return false;
 			}
-			r->resp_capacity = size;
-			n = vs_iov_slice(*in, (int)*nin, 0, size, r->resp, (int)size);
+			n = vs_iov_slice(*in, (int)*nin, 0, size, r->resp, (int)r->resp_capacity);
 		}
 		r->nresp = (uint32_t)n;
 	}
@@ -401,6 +401,7 @@ static bool retry_stalled(struct vs_queue *q)
 		q->stalled = r;
 		return false;
 	}
+	publish_view(q);
 	return true;
 }
 
@@ -528,6 +529,13 @@ static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events
 	vs_count(&w->stats.kicks, 1);
 }
 
+static void replace_fd(int *slot, int fd)
+{
+	if (*slot >= 0)
+		close(*slot);
+	*slot = fd;
+}
+
 static void queue_stopped(struct vs_queue *q)
 {
 	uint64_t cookie = q->stop_cookie;
@@ -546,6 +554,9 @@ static void kick_removed(struct vs_worker *w, struct vs_source *s)
 	s->fd = -1;
 	q->kick_known = false;
 	if (q->stopping) {
+		replace_fd(&q->params.kick_fd, -1);
+		if (q->started)
+			return; /* it was to be replaced, and requests are still in flight: queue_finish_stop comes later */
 		q->stopping = false;
 		queue_stopped(q);
 	} else if (q->params.kick_fd >= 0) {
@@ -553,18 +564,34 @@ static void kick_removed(struct vs_worker *w, struct vs_source *s)
 	}
 }
 
-static void replace_fd(int *slot, int fd)
+/* A descriptor for a queue that has no use for it is nobody's: the next start brings its own. */
+static bool refuse_fd(bool wanted, int fd)
 {
-	if (*slot >= 0)
-		close(*slot);
-	*slot = fd;
+	if (wanted)
+		return false;
+	if (fd >= 0)
+		close(fd);
+	return true;
 }
 
-void vs_queue_run_call(struct vs_queue *q, int fd) { replace_fd(&q->call_fd, fd); signal_fd(fd); /* what was signalled on the old one is not lost */ }
-void vs_queue_run_err(struct vs_queue *q, int fd) { replace_fd(&q->err_fd, fd); }
+void vs_queue_run_call(struct vs_queue *q, int fd)
+{
+	if (refuse_fd(q->started, fd))
+		return;
+	replace_fd(&q->call_fd, fd);
+	signal_fd(fd); /* what was signalled on the old one is not lost */
+}
+
+void vs_queue_run_err(struct vs_queue *q, int fd)
+{
+	if (!refuse_fd(q->started, fd))
+		replace_fd(&q->err_fd, fd);
+}
 
 void vs_queue_run_kick(struct vs_queue *q, int fd)
 {
+	if (refuse_fd(q->started && !q->stopping, fd))
+		return;
 	if (q->kick_known) {
 		/* The engine lets go of the old one first; kick_removed comes back here. */
 		if (q->params.kick_fd >= 0 && q->params.kick_fd != q->kick.fd)

@@ -220,7 +220,7 @@ static void go_on(struct unit *u)
 
 void unit_settle(struct unit *u)
 {
-	for (int i = 0; i < (u->threads ? 10 * TURNS : TURNS); i++)
+	for (int i = 0; i < (u->threads ? 3 * TURNS : TURNS); i++)
 		go_on(u);
 }
 
@@ -273,7 +273,7 @@ void unit_post(struct unit *u, vs_task *t, enum vs_verdict verdict, uint8_t stat
 
 static uint64_t next_cookie(struct machine *m)
 {
-	return ++m->unit.cookie;
+	return ++m->unit->cookie;
 }
 
 void machine_luns(struct machine *m, const struct vs_lun_entry *entries, uint32_t n)
@@ -281,32 +281,36 @@ void machine_luns(struct machine *m, const struct vs_lun_entry *entries, uint32_
 	uint64_t cookie = next_cookie(m);
 
 	CHECK_EQ(vs_vdev_set_luns(m->vdev, entries, n, cookie), 0);
-	unit_wait(&m->unit, VS_UP_DONE, cookie, NULL);
+	unit_wait(m->unit, VS_UP_DONE, cookie, NULL);
 }
 
 static void queue_open(struct machine *m, const struct machine_options *o, uint32_t index)
 {
 	struct machine_queue *q = &m->queues[index];
+	uint32_t entries = o->features & VS_RING_INDIRECT ? (o->indirect_entries ? o->indirect_entries : 256) : 0;
 
 	q->kick_fd = q->call_fd = -1;
 	q->free_slots = ~UINT64_C(0);
 	q->worker = index % UNIT_WORKERS;
-	CHECK_EQ(vs_driver_create(&m->guest, o->queue_size ? o->queue_size : 256, o->features, o->features & VS_RING_INDIRECT ? 256 : 0, &q->driver), 0);
+	CHECK_EQ(vs_driver_create(&m->guest, o->queue_size ? o->queue_size : 256, o->features, entries, &q->driver), 0);
 	q->slots = vs_guest_alloc(&m->guest, (uint64_t)MACHINE_SLOTS * SLOT_BYTES, 4096);
 	CHECK(q->slots != 0);
 }
 
 void machine_open(struct machine *m, const struct machine_options *o)
 {
-	struct vs_vdev_params params = { .cookie = 77, .num_queues = MACHINE_QUEUES, .cdb_size = CDB_SIZE, .sense_size = SENSE_SIZE,
+	struct vs_vdev_params params = { .num_queues = MACHINE_QUEUES, .cdb_size = CDB_SIZE, .sense_size = SENSE_SIZE,
 					 .credit = o->credit ? o->credit : 32 };
 
 	memset(m, 0, sizeof(*m));
-	unit_open(&m->unit, &o->unit);
-	CHECK_EQ(vs_guest_create(16 << 20, o->regions ? o->regions : 1, &m->guest), 0);
-	CHECK_EQ(vs_memmap_create(m->unit.core, m->guest.regions, m->guest.nregions, NULL, 88, &m->map), 0);
-	CHECK_EQ(vs_vdev_create(m->unit.core, &params, &m->vdev), 0);
-	machine_luns(m, &(struct vs_lun_entry){ .nexus = m->unit.nexus }, 1);
+	m->unit = o->beside ? o->beside->unit : &m->own;
+	m->cookie = params.cookie = o->beside ? 78 : 77;
+	if (!o->beside)
+		unit_open(m->unit, &o->unit);
+	CHECK_EQ(vs_guest_create(32 << 20, o->regions ? o->regions : 1, &m->guest), 0);
+	CHECK_EQ(vs_memmap_create(m->unit->core, m->guest.regions, m->guest.nregions, NULL, 88, &m->map), 0);
+	CHECK_EQ(vs_vdev_create(m->unit->core, &params, &m->vdev), 0);
+	machine_luns(m, &(struct vs_lun_entry){ .nexus = m->unit->nexus }, 1);
 	for (uint32_t i = 0; i < MACHINE_QUEUES; i++) {
 		queue_open(m, o, i);
 		CHECK_EQ(machine_start(m, i, o->kicks), 0);
@@ -329,7 +333,8 @@ void machine_close(struct machine *m)
 	vs_vdev_destroy(m->vdev);
 	vs_memmap_destroy(m->map);
 	vs_guest_destroy(&m->guest);
-	unit_close(&m->unit);
+	if (m->unit == &m->own)
+		unit_close(m->unit);
 }
 
 static int event_fd(int *ours)
@@ -355,7 +360,7 @@ uint64_t machine_start(struct machine *m, uint32_t index, bool kicks)
 		params.call_fd = event_fd(&q->call_fd);
 	}
 	CHECK_EQ(vs_queue_start(m->vdev, index, &params, m->map, cookie), 0);
-	up = unit_wait(&m->unit, VS_UP_DONE, cookie, NULL);
+	up = unit_wait(m->unit, VS_UP_DONE, cookie, NULL);
 	return (uint64_t)-up.err;
 }
 
@@ -364,7 +369,7 @@ uint16_t machine_stop(struct machine *m, uint32_t index)
 	uint64_t cookie = next_cookie(m);
 
 	CHECK_EQ(vs_queue_stop(m->vdev, index, cookie), 0);
-	return (uint16_t)unit_wait(&m->unit, VS_UP_DONE, cookie, NULL).aux;
+	return (uint16_t)unit_wait(m->unit, VS_UP_DONE, cookie, NULL).aux;
 }
 
 static uint8_t take_slot(struct machine_queue *q)
@@ -442,7 +447,8 @@ int machine_send(struct machine *m, uint32_t index, const struct request *r)
 	CHECK(head >= 0);
 	q->slot_of[head] = slot;
 	q->pieces_of[head] = (uint8_t)vs_max(r->response_pieces, 1u);
-	machine_kick(m, index);
+	if (!r->unseen)
+		machine_kick(m, index);
 	return head;
 }
 
@@ -499,7 +505,7 @@ int machine_receive(struct machine *m, uint32_t index, struct response *out)
 			fprintf(stderr, "queue %u answers nothing: in flight %u, broken %u, error %d\n", index, i.in_flight, i.broken, i.error);
 			abort();
 		}
-		go_on(&m->unit);
+		go_on(m->unit);
 	}
 	return head;
 }

@@ -73,7 +73,9 @@ enum { CDB_SIZE = 32, SENSE_SIZE = 96, REQUEST_BYTES = 19 + CDB_SIZE, RESPONSE_B
 struct machine_options {
 	struct unit_options unit;
 	uint32_t credit, queue_size, features, regions;
+	uint32_t indirect_entries; /* of each table; 0: 256 */
 	bool kicks;               /* kick and call eventfds; else the rings are polled */
+	struct machine *beside;   /* another device, with memory of its own, at the same unit */
 };
 /* A queue's driver, and one slot of guest memory for each head. */
 struct machine_queue {
@@ -85,7 +87,8 @@ struct machine_queue {
 	uint32_t worker;
 };
 struct machine {
-	struct unit unit;
+	struct unit *unit, own;
+	uint64_t cookie;          /* of the device */
 	struct vs_guest guest;
 	vs_memmap *map;
 	vs_vdev *vdev;
@@ -109,6 +112,7 @@ struct request {
 	uint32_t response_pieces; /* 0 and 1: one */
 	uint32_t data_pieces;
 	bool indirect;
+	bool unseen;              /* not shown to the device: machine_kick does */
 };
 struct response {
 	uint32_t sense_len, residual;

@@ -1,0 +1,1048 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A virtio-scsi device from the driver's side: requests in every shape, addresses, residuals, the control and event queues, and what is done to
+ * queues while they run: stopped, replaced, starved, broken, their memory taken away. Without threads where moments matter, with them where
+ * descriptors and sleep do. What single commands do is test_media.c.
+ */
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "vdev_rig.h"
+
+enum { BLOCK = 512, Q = VS_QUEUE_REQUEST, OTHER = VS_QUEUE_REQUEST + 1 };
+static const uint32_t all_features = VS_RING_EVENT_IDX | VS_RING_INDIRECT | VS_RING_VERSION_1;
+
+static struct machine m, beside;
+
+static void open_machine(uint32_t features)
+{
+	machine_open(&m, &(struct machine_options){ .unit.lu.write_cache = 1, .features = features });
+}
+
+static struct request reading(uint32_t lba, uint16_t blocks)
+{
+	struct request r = { .in_length = blocks * BLOCK, .tag = 0x1122334455667788ull };
+
+	cdb_read10(r.cdb, lba, blocks);
+	return r;
+}
+
+static struct request writing(uint32_t lba, uint16_t blocks, const uint8_t *from)
+{
+	struct request r = { .out = from, .out_length = blocks * BLOCK };
+
+	cdb_write10(r.cdb, lba, blocks);
+	return r;
+}
+
+static void is_good(const struct response *a, uint32_t moved_in, uint32_t residual)
+{
+	CHECK_EQ(a->response, VS_RESP_OK);
+	CHECK_EQ(a->status, VS_STATUS_GOOD);
+	CHECK_EQ(a->sense_len, 0);
+	CHECK_EQ(a->status_qualifier, 0);
+	CHECK_EQ(a->residual, residual);
+	CHECK_EQ(a->written, RESPONSE_BYTES + moved_in);
+	/* virtio 1.3, 2.7.8.2: nothing within the used length is left as it was. */
+	for (int i = 0; i < SENSE_SIZE; i++)
+		CHECK_EQ(a->sense[i], 0);
+}
+
+static void works(struct machine *d, uint32_t queue)
+{
+	struct request r = reading(3, 1);
+	struct response a;
+
+	machine_do(d, queue, &r, &a);
+	is_good(&a, BLOCK, 0);
+}
+
+/* The queue said once that it stopped, and why. */
+static void broke(struct machine *d, uint32_t queue, int rule)
+{
+	struct vs_upcall up = unit_wait(d->unit, VS_UP_QUEUE_ERROR, d->cookie, NULL);
+	struct vs_queue_info info = machine_info(d, queue);
+
+	CHECK_EQ(up.aux, queue);
+	CHECK_EQ(-up.err, rule);
+	CHECK(info.broken && -info.error == rule && info.errors > 0);
+	unit_settle(d->unit);
+	CHECK(!unit_has(d->unit, VS_UP_QUEUE_ERROR));
+}
+
+/* A driver that resets its ring and starts it anew. */
+static void revive(struct machine *d, uint32_t queue)
+{
+	struct machine_queue *q = &d->queues[queue];
+
+	machine_stop(d, queue);
+	vs_driver_reset(&q->driver, 0);
+	q->free_slots = ~UINT64_C(0);
+	CHECK_EQ(machine_start(d, queue, q->kick_fd >= 0), 0);
+	if (queue >= Q)
+		works(d, queue);
+}
+
+/* ---- requests ---------------------------------------------------------------------------------------------------------------------------- */
+
+static void every_shape_of_a_request(uint32_t features, uint32_t regions)
+{
+	static const uint32_t cuts[] = { 1, 2, 3, 9, 13, 108 };
+	uint8_t pattern[8 * BLOCK];
+	struct response a;
+
+	machine_open(&m, &(struct machine_options){ .unit.lu.write_cache = 1, .features = features, .regions = regions });
+	for (uint32_t i = 0; i < 6; i++) {
+		for (uint32_t k = 0; k < 6; k++) {
+			struct request w = writing(8, 8, pattern), r = reading(8, 8);
+
+			memset(pattern, (int)(i * 16 + k), sizeof(pattern));
+			w.response_pieces = r.response_pieces = cuts[i];
+			w.data_pieces = r.data_pieces = cuts[k];
+			/* A ring of 256 descriptors takes them directly, too. */
+			w.indirect = r.indirect = (features & VS_RING_INDIRECT) && ((i ^ k) & 1);
+			machine_do(&m, Q, &w, &a);
+			is_good(&a, 0, 0);
+			machine_do(&m, OTHER, &r, &a);
+			is_good(&a, 8 * BLOCK, 0);
+			CHECK(!memcmp(a.data, pattern, sizeof(pattern)));
+			r.cdb[2] = 0xff; /* out of range: the sense data cross the pieces, too */
+			machine_do(&m, Q, &r, &a);
+			CHECK_EQ(a.status, VS_STATUS_CHECK_CONDITION);
+			CHECK_EQ(a.sense_len, 18);
+			CHECK(a.sense[0] == 0xf0 && a.sense[2] == VS_SK_ILLEGAL_REQUEST && a.sense[12] == 0x21 && !a.sense[18]);
+			CHECK_EQ(a.residual, 8 * BLOCK);
+			CHECK_EQ(a.written, RESPONSE_BYTES);
+		}
+	}
+	machine_close(&m);
+}
+
+static void residuals(void)
+{
+	struct request r = reading(3, 2), w = writing(3, 2, NULL);
+	struct response a;
+
+	open_machine(all_features);
+	r.in_length = 5 * BLOCK;
+	machine_do(&m, Q, &r, &a);
+	is_good(&a, 2 * BLOCK, 3 * BLOCK);
+	CHECK_EQ(a.data[2 * BLOCK], 0xee);
+	w.out_length = 3 * BLOCK;
+	machine_do(&m, Q, &w, &a);
+	is_good(&a, 0, BLOCK);
+	r.in_length = BLOCK;
+	machine_do(&m, Q, &r, &a);
+	CHECK_EQ(a.response, VS_RESP_OVERRUN);
+	CHECK_EQ(a.status, 0);
+	CHECK_EQ(a.residual, BLOCK);
+	r = (struct request){ .cdb = { 0x89, [13] = 1 }, .out_length = 2 * BLOCK };
+	medium_forget(m.unit->medium);
+	machine_do(&m, Q, &r, &a);
+	CHECK_EQ(a.status, VS_STATUS_CHECK_CONDITION); /* slots are not zeroed */
+	memset(m.unit->medium->data, 0xab, BLOCK);
+	uint8_t same[2 * BLOCK];
+
+	memset(same, 0xab, sizeof(same));
+	r.out = same;
+	machine_do(&m, Q, &r, &a);
+	is_good(&a, 0, 0);
+	machine_close(&m);
+}
+
+/* More requests than a batch, and completions between two looks: each head comes back once, in any order. */
+static void many_at_once(uint32_t features, bool threads, bool kicks)
+{
+	struct machine_options o = { .unit.lu.write_cache = 1, .features = features, .kicks = kicks };
+	uint32_t done = 0, sent = 0;
+	struct response a;
+
+	o.unit.threads = threads;
+	o.unit.spin_us = 20;
+	machine_open(&m, &o);
+	while (done < 2000) {
+		for (uint32_t i = 0; i < 40 && sent < 2000 && sent - done < 60; i++, sent++) {
+			struct request r = reading(sent % 100, 1);
+
+			r.indirect = features & VS_RING_INDIRECT && sent % 3;
+			machine_send(&m, Q + sent % 2, &r);
+		}
+		for (uint32_t q = Q; q <= OTHER; q++)
+			while (machine_poll(&m, q, &a) >= 0) {
+				is_good(&a, BLOCK, 0);
+				done++;
+			}
+		unit_settle(m.unit);
+	}
+	CHECK_EQ(machine_info(&m, Q).requests + machine_info(&m, OTHER).requests, 2000);
+	machine_close(&m);
+}
+
+/* ---- addresses ----------------------------------------------------------------------------------------------------------------------------- */
+
+enum found { UNIT, NOWHERE, TO_PYTHON };
+
+static void address(const uint8_t *lun, enum found want, uint16_t target, uint16_t number, uint8_t kind)
+{
+	struct request r = { .lun_given = true };
+	struct vs_task_info info;
+	struct response a;
+
+	memcpy(r.lun, lun, 8);
+	if (want == TO_PYTHON) {
+		vs_task *t;
+
+		machine_send(&m, Q, &r);
+		t = unit_wait(m.unit, VS_UP_TASK, 0, &info).task;
+		CHECK_EQ(info.target, target);
+		CHECK_EQ(info.lun, number);
+		CHECK_EQ(info.lun_kind, kind);
+		CHECK_EQ(info.nexus_cookie, 0);
+		unit_post(m.unit, t, VS_VERDICT_COMPLETE, VS_STATUS_BUSY);
+		machine_receive(&m, Q, &a);
+		CHECK(a.response == VS_RESP_OK && a.status == VS_STATUS_BUSY);
+		return;
+	}
+	machine_do(&m, Q, &r, &a); /* TEST UNIT READY */
+	if (want == UNIT)
+		is_good(&a, 0, 0);
+	else
+		CHECK(a.response == VS_RESP_BAD_TARGET && a.written == RESPONSE_BYTES);
+}
+
+static void addresses(void)
+{
+	struct vs_lun_entry e[3];
+
+	open_machine(all_features);
+	e[0] = (struct vs_lun_entry){ .nexus = m.unit->nexus, .target = 0, .lun = 0 };
+	e[1] = (struct vs_lun_entry){ .nexus = m.unit->nexus, .target = 255, .lun = 16383 };
+	e[2] = (struct vs_lun_entry){ .nexus = m.unit->nexus, .target = 0, .lun = 5 };
+	machine_luns(&m, e, 3);
+	/* 5.6.6.1 of virtio 1.3; SAM-5 4.7: peripheral device and flat space addressing. */
+	address((const uint8_t[8]){ 1, 0, 0, 0 }, UNIT, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0x40, 0 }, UNIT, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0, 5 }, UNIT, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0x40, 5 }, UNIT, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 255, 0x7f, 0xff }, UNIT, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 255, 0x7f, 0xfe }, TO_PYTHON, 255, 16382, VS_LUN_ABSENT);
+	address((const uint8_t[8]){ 1, 0, 0x40, 4 }, TO_PYTHON, 0, 4, VS_LUN_ABSENT);
+	address((const uint8_t[8]){ 1, 0, 0x41, 0 }, TO_PYTHON, 0, 256, VS_LUN_ABSENT);
+	address((const uint8_t[8]){ 1, 0, 0xc1, 1 }, TO_PYTHON, 0, 0, VS_LUN_REPORT_LUNS);
+	address((const uint8_t[8]){ 0xc1, 1 }, TO_PYTHON, 0, 0, VS_LUN_REPORT_LUNS);
+	address((const uint8_t[8]){ 0xc1, 2 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 0xc1, 1, 0, 0, 0, 0, 0, 1 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 7 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 0, 0 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 2, 0 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0x80, 0 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0xc0, 0 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0x01, 0 }, NOWHERE, 0, 0, 0); /* another bus */
+	address((const uint8_t[8]){ 1, 0, 0, 0, 0x40, 0 }, NOWHERE, 0, 0, 0);
+	address((const uint8_t[8]){ 1, 0, 0, 0, 0, 0, 0, 1 }, NOWHERE, 0, 0, 0);
+	CHECK_EQ(vs_vdev_set_luns(m.vdev, &(struct vs_lun_entry){ .target = 256 }, 1, 1), -EINVAL);
+	CHECK_EQ(vs_vdev_set_luns(m.vdev, &(struct vs_lun_entry){ .lun = 16384 }, 1, 1), -EINVAL);
+	machine_luns(&m, NULL, 0);
+	address((const uint8_t[8]){ 1, 0, 0, 0 }, NOWHERE, 0, 0, 0);
+	machine_close(&m);
+}
+
+static void an_attribute_that_does_not_exist(void)
+{
+	struct request r = reading(0, 1);
+	struct response a;
+
+	open_machine(all_features);
+	r.attribute = VS_ATTR_ACA + 1;
+	machine_do(&m, Q, &r, &a);
+	CHECK_EQ(a.response, VS_RESP_FAILURE);
+	machine_close(&m);
+}
+
+/* ---- Python's part -------------------------------------------------------------------------------------------------------------------------- */
+
+static void what_python_sees_and_answers(void)
+{
+	struct request r = { .cdb = { 0x12, [4] = 36 }, .in_length = 60, .tag = 0xfedcba9876543210ull };
+	uint8_t blob[100], list[40];
+	struct vs_result result = { .verdict = VS_VERDICT_COMPLETE, .data_offset = 10 };
+	struct vs_task_info info;
+	struct response a;
+
+	open_machine(all_features);
+	for (int i = 0; i < 100; i++)
+		blob[i] = (uint8_t)i;
+	machine_send(&m, OTHER, &r);
+	result.task = unit_wait(m.unit, VS_UP_TASK, 0, &info).task;
+	CHECK_EQ(info.nexus_cookie, 2);
+	CHECK_EQ(info.port_cookie, m.cookie);
+	CHECK_EQ(info.tag, (long long)0xfedcba9876543210ull);
+	CHECK_EQ(info.queue, OTHER);
+	CHECK_EQ(info.in_length, 60);
+	CHECK_EQ(info.out_length, 0);
+	CHECK_EQ(info.cdb[0], 0x12);
+	CHECK_EQ(info.layer, VS_LAYER_PYTHON);
+	CHECK_EQ(machine_info(&m, OTHER).in_flight, 1);
+	result.data_length = 36;
+	vs_core_post(m.unit->core, &result, 1, blob, sizeof(blob));
+	machine_receive(&m, OTHER, &a);
+	is_good(&a, 36, 24);
+	CHECK(a.data[0] == 10 && a.data[35] == 45 && a.data[36] == 0xee);
+	/* More than there is room for is cut. */
+	machine_send(&m, OTHER, &r);
+	result.task = unit_wait(m.unit, VS_UP_TASK, 0, NULL).task;
+	result.data_length = 90;
+	vs_core_post(m.unit->core, &result, 1, blob, sizeof(blob));
+	machine_receive(&m, OTHER, &a);
+	is_good(&a, 60, 0);
+	/* Beyond the blob there is nothing. */
+	machine_send(&m, OTHER, &r);
+	result.task = unit_wait(m.unit, VS_UP_TASK, 0, NULL).task;
+	result.data_length = 91;
+	vs_core_post(m.unit->core, &result, 1, blob, sizeof(blob));
+	machine_receive(&m, OTHER, &a);
+	is_good(&a, 0, 60);
+	/* Parameter data are a copy. */
+	memset(list, 'p', sizeof(list));
+	r = (struct request){ .cdb = { 0x15, 0x10, [4] = 40 }, .out = list, .out_length = 40 };
+	machine_send(&m, Q, &r);
+	result = (struct vs_result){ .task = unit_wait(m.unit, VS_UP_TASK, 0, &info).task, .status = VS_STATUS_CHECK_CONDITION, .sense_length = 200 };
+	CHECK(info.param_length == 40 && info.param[0] == 'p' && info.param[39] == 'p');
+	memset(result.sense, 's', sizeof(result.sense));
+	vs_core_post(m.unit->core, &result, 1, NULL, 0);
+	machine_receive(&m, Q, &a);
+	CHECK(a.status == VS_STATUS_CHECK_CONDITION && a.sense_len == SENSE_SIZE && a.sense[SENSE_SIZE - 1] == 's' && a.residual == 0);
+	/* An abort has no status. */
+	machine_send(&m, Q, &r);
+	unit_post(m.unit, unit_wait(m.unit, VS_UP_TASK, 0, NULL).task, VS_VERDICT_ABORTED, 0);
+	machine_receive(&m, Q, &a);
+	CHECK(a.response == VS_RESP_ABORTED && a.status == 0 && a.sense_len == 0);
+	/* Told when it has ended. */
+	vs_gate_close(m.unit->core, m.unit->lu, NULL, VS_GATE_HOLD);
+	r = reading(3, 1);
+	machine_send(&m, Q, &r);
+	result = (struct vs_result){ .task = unit_wait(m.unit, VS_UP_TASK, 0, &info).task, .verdict = VS_VERDICT_EXECUTE_NOTIFY, .cookie = 4711 };
+	CHECK_EQ(info.gate, VS_GATE_HOLD);
+	vs_core_post(m.unit->core, &result, 1, NULL, 0);
+	CHECK_EQ(unit_wait(m.unit, VS_UP_TASK_DONE, 4711, NULL).aux, VS_STATUS_GOOD);
+	CHECK(machine_poll(&m, Q, &a) >= 0);
+	is_good(&a, BLOCK, 0);
+	CHECK_EQ(vs_gate_open(m.unit->core, m.unit->lu, NULL, VS_GATE_HOLD), 0);
+	machine_close(&m);
+}
+
+static void tasks_can_be_looked_at(void)
+{
+	struct vs_task_info infos[4];
+	struct request r = reading(9, 1);
+	struct response a;
+	int head;
+
+	open_machine(all_features);
+	medium_hold(m.unit->medium, true);
+	head = machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(vs_worker_snapshot(m.unit->core, m.queues[Q].worker, infos, 4, 900), 0);
+	CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 900, NULL).aux, 1);
+	CHECK(infos[0].queue == Q && infos[0].head == (uint32_t)head && infos[0].layer == VS_LAYER_STORE && infos[0].tag == r.tag);
+	CHECK_EQ(vs_worker_snapshot(m.unit->core, UNIT_WORKERS, infos, 4, 901), -EINVAL);
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	machine_receive(&m, Q, &a);
+	is_good(&a, BLOCK, 0);
+	machine_close(&m);
+}
+
+/* ---- control and event queues ---------------------------------------------------------------------------------------------------------------- */
+
+/* A chain of one readable and one writable buffer: its head. */
+static int raw(uint32_t queue, uint64_t at, uint32_t out, uint32_t in)
+{
+	struct vs_driver_buffer b[2] = { { at, out }, { at + 2048, in } };
+	int head = vs_driver_add(&m.queues[queue].driver, out ? b : b + 1, out ? 1 : 0, in ? 1 : 0, false);
+
+	CHECK(head >= 0);
+	machine_kick(&m, queue);
+	return head;
+}
+
+static int collect(uint32_t queue, uint32_t *written)
+{
+	uint32_t head;
+	int n;
+
+	for (int i = 0; i < 1000; i++) {
+		n = vs_driver_collect(&m.queues[queue].driver, &head, written);
+		CHECK(n >= 0);
+		if (n)
+			return (int)head;
+		unit_settle(m.unit);
+	}
+	return -1;
+}
+
+static void the_control_queue(void)
+{
+	uint64_t at;
+	uint8_t *p, answer[100];
+	struct vs_ctrl_info info;
+	uint32_t written;
+	vs_ctrl *first, *second;
+	int a, b;
+
+	open_machine(all_features);
+	at = m.queues[VS_QUEUE_CONTROL].slots;
+	p = vs_guest_ptr(&m.guest, at);
+	memset(p, 't', 4096);
+	memset(answer, 'A', sizeof(answer));
+	a = raw(VS_QUEUE_CONTROL, at, 24, 1);
+	first = unit_wait(m.unit, VS_UP_CTRL, m.cookie, NULL).ctrl;
+	vs_ctrl_info(first, &info);
+	CHECK(info.port_cookie == m.cookie && info.queue == VS_QUEUE_CONTROL && info.out_length == 24 && info.in_length == 1 && info.out[23] == 't');
+	/* More than anybody sends is cut, and the second may be answered first. */
+	b = raw(VS_QUEUE_CONTROL, at + 8192, 100, 200);
+	second = unit_wait(m.unit, VS_UP_CTRL, m.cookie, NULL).ctrl;
+	vs_ctrl_info(second, &info);
+	CHECK(info.out_length == VS_CTRL_BYTES && info.in_length == VS_CTRL_BYTES);
+	vs_ctrl_reply(m.unit->core, second, answer, sizeof(answer));
+	CHECK_EQ(collect(VS_QUEUE_CONTROL, &written), b);
+	CHECK_EQ(written, VS_CTRL_BYTES);
+	/* A stop waits for the other. */
+	CHECK_EQ(vs_queue_stop(m.vdev, VS_QUEUE_CONTROL, 333), 0);
+	unit_settle(m.unit);
+	CHECK(!unit_has(m.unit, VS_UP_DONE));
+	vs_ctrl_reply(m.unit->core, first, answer, sizeof(answer));
+	CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 333, NULL).aux, 2);
+	CHECK_EQ(collect(VS_QUEUE_CONTROL, &written), a);
+	CHECK_EQ(written, 1);
+	CHECK(p[2048] == 'A' && p[2049] == 't');
+	CHECK_EQ(machine_start(&m, VS_QUEUE_CONTROL, false), 0);
+	machine_close(&m);
+}
+
+static int post_event(const uint8_t *event)
+{
+	CHECK_EQ(vs_vdev_event(m.vdev, event, 444), 0);
+	return unit_wait(m.unit, VS_UP_DONE, 444, NULL).err;
+}
+
+static void the_event_queue(void)
+{
+	const uint8_t event[VS_EVENT_BYTES] = "0123456789abcde";
+	struct vs_vdev_params params = { .num_queues = 3, .cdb_size = 32, .sense_size = 96, .credit = 1 };
+	uint32_t written;
+	uint64_t at;
+	vs_vdev *never;
+	int a, b;
+
+	open_machine(all_features);
+	CHECK_EQ(vs_vdev_create(m.unit->core, &params, &never), 0);
+	CHECK_EQ(vs_vdev_event(never, event, 1), -ENOBUFS);
+	vs_vdev_destroy(never);
+	at = m.queues[VS_QUEUE_EVENT].slots;
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	a = raw(VS_QUEUE_EVENT, at, 0, 16);
+	b = raw(VS_QUEUE_EVENT, at + 4096, 0, 7);
+	unit_settle(m.unit);
+	CHECK_EQ(machine_info(&m, VS_QUEUE_EVENT).in_flight, 0);
+	CHECK_EQ(post_event(event), 0);
+	CHECK_EQ(collect(VS_QUEUE_EVENT, &written), a);
+	CHECK_EQ(written, 16);
+	CHECK(!memcmp(vs_guest_ptr(&m.guest, at + 2048), event, 16));
+	CHECK_EQ(post_event(event), 0);
+	CHECK_EQ(collect(VS_QUEUE_EVENT, &written), b);
+	CHECK_EQ(written, 7);
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	/* A broken event queue is no reason to fail anybody else. */
+	m.queues[VS_QUEUE_EVENT].driver.desc[m.queues[VS_QUEUE_EVENT].driver.free_head] = (struct vs_vring_desc){ 0 };
+	a = raw(VS_QUEUE_EVENT, 1, 0, 16);
+	CHECK_EQ(post_event(event), -EIO);
+	broke(&m, VS_QUEUE_EVENT, VS_RULE_UNMAPPED);
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	works(&m, Q);
+	machine_stop(&m, VS_QUEUE_EVENT);
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	machine_close(&m);
+}
+
+/* ---- credit ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void a_device_without_credit_waits(void)
+{
+	struct request r = { .cdb = { 0x12 } };
+	struct response a;
+	vs_task *first;
+
+	machine_open(&m, &(struct machine_options){ .credit = 1, .features = all_features });
+	machine_open(&beside, &(struct machine_options){ .credit = 1, .features = all_features, .beside = &m });
+	machine_send(&m, Q, &r);
+	machine_send(&m, Q, &r);
+	machine_send(&m, OTHER, &r);
+	first = unit_wait(m.unit, VS_UP_TASK, 0, NULL).task;
+	unit_settle(m.unit);
+	CHECK(!unit_has(m.unit, VS_UP_TASK));
+	CHECK(machine_info(&m, Q).stalled && machine_info(&m, OTHER).stalled);
+	/* Nobody else is held up. */
+	works(&beside, Q);
+	machine_send(&beside, Q, &r);
+	unit_post(m.unit, unit_wait(m.unit, VS_UP_TASK, 0, NULL).task, VS_VERDICT_COMPLETE, 0);
+	machine_receive(&beside, Q, &a);
+	for (int i = 0; i < 2; i++) {
+		unit_post(m.unit, first, VS_VERDICT_COMPLETE, 0);
+		first = unit_wait(m.unit, VS_UP_TASK, 0, NULL).task;
+	}
+	unit_post(m.unit, first, VS_VERDICT_COMPLETE, 0);
+	machine_receive(&m, OTHER, &a);
+	machine_receive(&m, Q, &a);
+	machine_receive(&m, Q, &a);
+	unit_settle(m.unit);
+	CHECK(!machine_info(&m, Q).stalled && !machine_info(&m, OTHER).stalled);
+	machine_close(&beside);
+	machine_close(&m);
+}
+
+/* What was popped and had no credit goes back: whoever starts the ring next takes it again. */
+static void a_stop_gives_back_what_is_stalled(void)
+{
+	struct request r = { .cdb = { 0x12 }, .response_pieces = 50 };
+	struct response a;
+	vs_task *first;
+
+	machine_open(&m, &(struct machine_options){ .credit = 1, .features = all_features });
+	for (int i = 0; i < 3; i++)
+		machine_send(&m, Q, &r);
+	first = unit_wait(m.unit, VS_UP_TASK, 0, NULL).task;
+	unit_settle(m.unit);
+	CHECK_EQ(vs_queue_stop(m.vdev, Q, 555), 0);
+	unit_settle(m.unit);
+	CHECK(!unit_has(m.unit, VS_UP_DONE));
+	unit_post(m.unit, first, VS_VERDICT_COMPLETE, 0);
+	CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 555, NULL).aux, 1);
+	CHECK(!unit_has(m.unit, VS_UP_TASK));
+	machine_receive(&m, Q, &a);
+	{
+		struct vs_queue_params params;
+
+		vs_driver_params(&m.queues[Q].driver, &params);
+		params.base = 1;
+		params.enabled = 1;
+		CHECK_EQ(vs_queue_start(m.vdev, Q, &params, m.map, 556), 0);
+		CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 556, NULL).err, 0);
+	}
+	for (int i = 0; i < 2; i++) {
+		unit_post(m.unit, unit_wait(m.unit, VS_UP_TASK, 0, NULL).task, VS_VERDICT_COMPLETE, 0);
+		machine_receive(&m, Q, &a);
+		CHECK_EQ(a.response, VS_RESP_OK);
+	}
+	machine_close(&m);
+}
+
+/* ---- drivers that break rules ------------------------------------------------------------------------------------------------------------------- */
+
+static void put_avail(struct machine *d, uint32_t queue, uint16_t head, uint16_t ahead)
+{
+	struct vs_driver *r = &d->queues[queue].driver;
+
+	r->avail->ring[r->avail_idx & (r->size - 1)] = head;
+	__atomic_store_n(&r->avail->idx, (uint16_t)(r->avail_idx + ahead), __ATOMIC_RELEASE);
+}
+
+static void short_chain(uint32_t out, uint32_t in)
+{
+	raw(Q, m.queues[Q].slots, out, in);
+	broke(&m, Q, VS_RULE_REQUEST_SHORT);
+	works(&m, OTHER);
+	revive(&m, Q);
+}
+
+static void broken_rings(void)
+{
+	struct request r = reading(3, 1);
+	struct response a;
+	int head;
+
+	open_machine(all_features);
+	short_chain(REQUEST_BYTES - 1, RESPONSE_BYTES);
+	short_chain(REQUEST_BYTES, RESPONSE_BYTES - 1);
+	short_chain(REQUEST_BYTES, 0);
+	short_chain(0, RESPONSE_BYTES);
+	put_avail(&m, Q, 0, 257);
+	broke(&m, Q, VS_RULE_AVAIL_JUMP);
+	revive(&m, Q);
+	put_avail(&m, Q, 256, 1);
+	broke(&m, Q, VS_RULE_HEAD_RANGE);
+	revive(&m, Q);
+	raw(Q, VS_GUEST_ADDR + m.guest.size - 10, 24, 0);
+	broke(&m, Q, VS_RULE_UNMAPPED);
+	revive(&m, Q);
+	/* A head that is still in flight; what is in flight ends all the same. */
+	medium_hold(m.unit->medium, true);
+	head = machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	put_avail(&m, Q, (uint16_t)head, 1);
+	broke(&m, Q, VS_RULE_HEAD_BUSY);
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	CHECK_EQ(machine_receive(&m, Q, &a), head);
+	is_good(&a, BLOCK, 0);
+	works(&m, OTHER);
+	revive(&m, Q);
+	machine_close(&m);
+}
+
+static void an_error_descriptor_is_signalled(void)
+{
+	int err = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	eventfd_t n;
+
+	open_machine(all_features);
+	CHECK_EQ(vs_queue_set_err(m.vdev, Q, dup(err), 600), 0);
+	unit_wait(m.unit, VS_UP_DONE, 600, NULL);
+	put_avail(&m, Q, 0, 300);
+	broke(&m, Q, VS_RULE_AVAIL_JUMP);
+	CHECK_EQ(eventfd_read(err, &n), 0);
+	close(err);
+	machine_close(&m);
+}
+
+/* Long chains wait for room of their own queue's; they break nothing and hold up nobody. */
+static void a_quota_of_segments(void)
+{
+	enum { PIECES = 600, CHAINS = 150 };
+	struct vs_driver_buffer b[PIECES + 2];
+	struct machine_queue *q = &m.queues[Q];
+	uint32_t written, ended = 0;
+	uint8_t *h;
+
+	machine_open(&m, &(struct machine_options){ .unit.lu.write_cache = 1, .features = all_features, .indirect_entries = 1024 });
+	h = vs_guest_ptr(&m.guest, q->slots);
+	memset(h, 0, REQUEST_BYTES);
+	h[0] = 1;
+	cdb_read10(h + 19, 3, 1);
+	medium_hold(m.unit->medium, true);
+	b[0] = (struct vs_driver_buffer){ q->slots, REQUEST_BYTES };
+	b[1] = (struct vs_driver_buffer){ q->slots + 1024, RESPONSE_BYTES };
+	for (uint32_t i = 0; i < PIECES; i++)
+		b[2 + i] = (struct vs_driver_buffer){ q->slots + SLOT_DATA + 2 * i, 1 };
+	for (int i = 0; i < CHAINS; i++)
+		CHECK(vs_driver_add(&q->driver, b, 1, 1 + PIECES, true) >= 0);
+	machine_kick(&m, Q);
+	unit_settle(m.unit);
+	CHECK(medium_held(m.unit->medium) > 32 && medium_held(m.unit->medium) < CHAINS);
+	CHECK(!machine_info(&m, Q).broken);
+	for (int i = 0; i < 100 && ended < CHAINS; i++) {
+		uint32_t head;
+
+		medium_release(m.unit->medium);
+		unit_settle(m.unit);
+		for (; vs_driver_collect(&q->driver, &head, &written) == 1; ended++)
+			CHECK_EQ(written, RESPONSE_BYTES + BLOCK);
+	}
+	CHECK_EQ(ended, CHAINS);
+	medium_hold(m.unit->medium, false);
+	works(&m, Q);
+	machine_close(&m);
+}
+
+/* ---- what is done to running queues -------------------------------------------------------------------------------------------------------------- */
+
+static void a_stop_waits_for_what_is_in_flight(bool kicks)
+{
+	struct request r = reading(3, 1);
+	struct response a;
+
+	machine_open(&m, &(struct machine_options){ .features = all_features, .kicks = kicks });
+	medium_hold(m.unit->medium, true);
+	machine_send(&m, Q, &r);
+	machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(vs_queue_stop(m.vdev, Q, 700), 0);
+	machine_send(&m, Q, &r); /* comes too late */
+	unit_settle(m.unit);
+	CHECK(!unit_has(m.unit, VS_UP_DONE));
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 700, NULL).aux, 2);
+	CHECK(machine_poll(&m, Q, &a) >= 0 && machine_poll(&m, Q, &a) >= 0 && machine_poll(&m, Q, &a) < 0);
+	CHECK(!machine_info(&m, Q).started);
+	/* Stopped once more: the same answer. */
+	CHECK_EQ(machine_stop(&m, Q), 2);
+	works(&m, OTHER);
+	machine_close(&m);
+}
+
+static void a_disabled_queue_waits(void)
+{
+	struct request r = reading(3, 1);
+	struct response a;
+
+	open_machine(all_features);
+	CHECK_EQ(vs_queue_enable(m.vdev, Q, 0, 710), 0);
+	unit_wait(m.unit, VS_UP_DONE, 710, NULL);
+	machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK(machine_poll(&m, Q, &a) < 0 && !machine_info(&m, Q).enabled);
+	CHECK_EQ(vs_queue_enable(m.vdev, Q, 1, 711), 0);
+	machine_receive(&m, Q, &a);
+	is_good(&a, BLOCK, 0);
+	machine_close(&m);
+}
+
+static int new_eventfd(int *ours)
+{
+	if (*ours >= 0)
+		close(*ours);
+	*ours = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	CHECK(*ours >= 0);
+	return dup(*ours);
+}
+
+static bool interrupted(int fd, int ms)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, ms) == 1;
+}
+
+/* Under load, on sleeping and on busy workers: no request is lost, and the new call descriptor hears of what the old one was told. */
+static void descriptors_are_replaced_while_running(uint32_t engine)
+{
+	struct machine_options o = { .unit.threads = true, .unit.engine = engine, .features = all_features, .kicks = true };
+	struct machine_queue *q = &m.queues[Q];
+	struct response a;
+
+	machine_open(&m, &o);
+	for (int i = 0; i < 60; i++) {
+		struct request r = reading(3, 1);
+		int sent = 4;
+
+		for (int k = 0; k < sent; k++)
+			machine_send(&m, Q, &r);
+		if (i % 3 != 1) {
+			CHECK_EQ(vs_queue_set_kick(m.vdev, Q, new_eventfd(&q->kick_fd), 800), 0);
+			CHECK_EQ(eventfd_write(q->kick_fd, 1), 0); /* as a driver does that does not know which one was heard */
+		}
+		if (i % 3 == 2) { /* two in a row */
+			unit_settle(m.unit);
+			CHECK_EQ(vs_queue_set_kick(m.vdev, Q, dup(q->kick_fd), 801), 0);
+			CHECK_EQ(vs_queue_set_kick(m.vdev, Q, dup(q->kick_fd), 802), 0);
+		}
+		if (i % 3 != 0) {
+			CHECK_EQ(vs_queue_set_call(m.vdev, Q, new_eventfd(&q->call_fd), 803), 0);
+			CHECK(interrupted(q->call_fd, 5000));
+		}
+		while (sent--) {
+			machine_receive(&m, Q, &a);
+			is_good(&a, BLOCK, 0);
+		}
+		unit_settle(m.unit);
+		m.unit->nups = 0;
+	}
+	/* Without one the ring is polled, and heard again with one. */
+	CHECK_EQ(vs_queue_set_kick(m.vdev, Q, -1, 804), 0);
+	unit_settle(m.unit);
+	works(&m, Q);
+	CHECK_EQ(vs_queue_set_kick(m.vdev, Q, new_eventfd(&q->kick_fd), 805), 0);
+	unit_settle(m.unit);
+	works(&m, Q);
+	CHECK(interrupted(q->call_fd, 5000));
+	machine_close(&m);
+}
+
+/* The kick descriptor changes while the stop waits: nothing of the queue may go before the last request has ended. */
+static void a_kick_is_replaced_during_a_stop(bool before)
+{
+	struct request r = reading(3, 1);
+	int first = -1, fds[2];
+	struct response a;
+	char c;
+
+	machine_open(&m, &(struct machine_options){ .features = all_features, .kicks = true });
+	CHECK_EQ(pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+	medium_hold(m.unit->medium, true);
+	machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(machine_info(&m, Q).in_flight, 1);
+	if (before)
+		CHECK_EQ(vs_queue_set_kick(m.vdev, Q, fds[0], 720), 0);
+	CHECK_EQ(vs_queue_stop(m.vdev, Q, 721), 0);
+	if (!before)
+		CHECK_EQ(vs_queue_set_kick(m.vdev, Q, fds[0], 720), 0);
+	CHECK_EQ(vs_queue_set_call(m.vdev, Q, new_eventfd(&first), 722), 0);
+	unit_settle(m.unit);
+	unit_wait(m.unit, VS_UP_DONE, 720, NULL);
+	unit_wait(m.unit, VS_UP_DONE, 722, NULL);
+	CHECK(!unit_has(m.unit, VS_UP_DONE));
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 721, NULL).aux, 1);
+	CHECK(machine_poll(&m, Q, &a) >= 0);
+	is_good(&a, BLOCK, 0);
+	unit_settle(m.unit);
+	/* Nobody kept it: the other end of the pipe notices. */
+	c = 0;
+	signal(SIGPIPE, SIG_IGN);
+	CHECK(write(fds[1], &c, 1) < 0 && errno == EPIPE);
+	close(fds[1]);
+	close(first);
+	/* As little as what comes after the stop. */
+	CHECK_EQ(pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+	CHECK_EQ(vs_queue_set_kick(m.vdev, Q, fds[0], 723), 0);
+	unit_wait(m.unit, VS_UP_DONE, 723, NULL);
+	CHECK(write(fds[1], &c, 1) < 0 && errno == EPIPE);
+	close(fds[1]);
+	machine_close(&m);
+}
+
+static void a_kick_that_cannot_be_waited_for(void)
+{
+	char path[] = "/tmp/test-vdev-XXXXXX";
+	int fd = mkstemp(path);
+
+	CHECK(fd >= 0);
+	unlink(path);
+	open_machine(all_features);
+	CHECK_EQ(vs_queue_set_kick(m.vdev, Q, fd, 730), 0);
+	broke(&m, Q, VS_RULE_KICK);
+	works(&m, OTHER);
+	machine_close(&m);
+}
+
+static void starts_that_fail(void)
+{
+	struct vs_queue_params good, p;
+	struct vs_queue_info info;
+
+	open_machine(all_features);
+	vs_driver_params(&m.queues[Q].driver, &good);
+	CHECK_EQ(vs_queue_start(m.vdev, Q, &good, m.map, 1), -EBUSY);
+	machine_stop(&m, Q);
+	for (int i = 0; i < 5; i++) {
+		p = good;
+		p.kick_fd = eventfd(0, 0);
+		p.call_fd = eventfd(0, 0);
+		p.err_fd = eventfd(0, 0);
+		if (i == 0)
+			p.size = 0;
+		if (i == 1)
+			p.size = 100;
+		if (i == 2)
+			p.size = 2 * VS_QUEUE_MAX;
+		if (i == 3)
+			p.worker = UNIT_WORKERS;
+		if (i == 4)
+			p.features = VS_RING_PACKED;
+		CHECK_EQ(vs_queue_start(m.vdev, Q, &p, m.map, 1), -EINVAL);
+		CHECK(fcntl(p.kick_fd, F_GETFD) < 0 && fcntl(p.call_fd, F_GETFD) < 0 && fcntl(p.err_fd, F_GETFD) < 0);
+	}
+	for (int i = 0; i < 4; i++) {
+		static const int rule[] = { VS_RULE_RING_UNMAPPED, VS_RULE_RING_UNMAPPED, VS_RULE_RING_UNMAPPED, VS_RULE_RING_ALIGN };
+
+		p = good;
+		p.kick_fd = eventfd(0, 0);
+		p.call_fd = eventfd(0, 0);
+		*(i == 0 ? &p.desc : i == 1 ? &p.avail : &p.used) = i == 3 ? p.used + 2 : VS_GUEST_USER_ADDR + m.guest.size;
+		CHECK_EQ(vs_queue_start(m.vdev, Q, &p, m.map, 740), 0);
+		CHECK_EQ(-unit_wait(m.unit, VS_UP_DONE, 740, NULL).err, rule[i]);
+		CHECK(fcntl(p.kick_fd, F_GETFD) < 0 && fcntl(p.call_fd, F_GETFD) < 0);
+		CHECK(!machine_info(&m, Q).started);
+	}
+	CHECK_EQ(vs_queue_start(m.vdev, MACHINE_QUEUES, &good, m.map, 1), -EINVAL);
+	CHECK_EQ(vs_queue_stop(m.vdev, MACHINE_QUEUES, 1), -EINVAL);
+	CHECK_EQ(vs_queue_set_map(m.vdev, MACHINE_QUEUES, m.map, 1), -EINVAL);
+	CHECK_EQ(vs_queue_info(m.vdev, MACHINE_QUEUES, &info), -EINVAL);
+	CHECK_EQ(machine_start(&m, Q, false), 0);
+	works(&m, Q);
+	machine_close(&m);
+}
+
+static void devices_that_cannot_be(void)
+{
+	const struct vs_vdev_params good = { .num_queues = 3, .cdb_size = 32, .sense_size = 96, .credit = 1 };
+	vs_vdev *d;
+
+	open_machine(0);
+	for (int i = 0; i < 7; i++) {
+		struct vs_vdev_params p = good;
+
+		*(i < 2 ? &p.num_queues : i < 4 ? &p.cdb_size : i < 6 ? &p.sense_size : &p.credit) = (const uint32_t[]){ 2, 1025, 15, 256, 17, 253, 0 }[i];
+		CHECK_EQ(vs_vdev_create(m.unit->core, &p, &d), -EINVAL);
+	}
+	machine_close(&m);
+}
+
+/* ---- memory that changes ---------------------------------------------------------------------------------------------------------------------------- */
+
+static int set_map(vs_memmap *map)
+{
+	int err = 0;
+
+	for (uint32_t i = 0; i < MACHINE_QUEUES; i++) {
+		CHECK_EQ(vs_queue_set_map(m.vdev, i, map, 750), 0);
+		err = vs_min(err, unit_wait(m.unit, VS_UP_DONE, 750, NULL).err);
+	}
+	return err;
+}
+
+/* Requests of the old table go on in it; it is let go with the last of them. */
+static void a_new_table_while_requests_are_in_flight(void)
+{
+	struct request r = reading(3, 1);
+	struct response a;
+	vs_memmap *old;
+
+	open_machine(all_features);
+	old = m.map;
+	CHECK_EQ(vs_memmap_create(m.unit->core, m.guest.regions, m.guest.nregions, NULL, 89, &m.map), 0);
+	medium_hold(m.unit->medium, true);
+	machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	vs_pins_watch(vs_memmap_pins(old), 760, 1);
+	CHECK_EQ(set_map(m.map), 0);
+	CHECK(vs_pins_busy(vs_memmap_pins(old)));
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	machine_receive(&m, Q, &a);
+	is_good(&a, BLOCK, 0);
+	unit_wait(m.unit, VS_UP_DRAINED, 760, NULL);
+	CHECK(!vs_pins_busy(vs_memmap_pins(old)));
+	vs_memmap_destroy(old);
+	works(&m, Q);
+	works(&m, OTHER);
+	machine_close(&m);
+}
+
+/* The ring itself is not in the new table: what is in flight ends, and nobody writes to where the ring was. */
+static void a_new_table_without_the_rings(void)
+{
+	struct request r = reading(3, 1);
+	struct vs_region far = { 0 };
+	struct response a;
+	vs_memmap *map;
+
+	open_machine(all_features);
+	far = m.guest.regions[0];
+	far.user_addr += 1ull << 40;
+	CHECK_EQ(vs_memmap_create(m.unit->core, &far, 1, NULL, 90, &map), 0);
+	medium_hold(m.unit->medium, true);
+	machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(-set_map(map), VS_RULE_RING_UNMAPPED);
+	for (uint32_t i = 0; i < MACHINE_QUEUES; i++)
+		CHECK_EQ(-unit_wait(m.unit, VS_UP_QUEUE_ERROR, m.cookie, NULL).err, VS_RULE_RING_UNMAPPED);
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	unit_settle(m.unit);
+	CHECK(machine_poll(&m, Q, &a) < 0);
+	CHECK_EQ(machine_info(&m, Q).broken, 1);
+	for (uint32_t i = 0; i < MACHINE_QUEUES; i++)
+		machine_stop(&m, i);
+	CHECK(!vs_pins_busy(vs_memmap_pins(map)) && !vs_pins_busy(vs_memmap_pins(m.map)));
+	vs_memmap_destroy(map);
+	vs_driver_reset(&m.queues[Q].driver, 0);
+	m.queues[Q].free_slots = ~UINT64_C(0);
+	CHECK_EQ(machine_start(&m, Q, false), 0);
+	works(&m, Q);
+	machine_close(&m);
+}
+
+/* The file behind guest memory gets shorter under requests that name what is gone: that device stops, the other does not notice. */
+static void memory_is_truncated_under_load(uint32_t engine)
+{
+	struct machine_options o = { .unit.threads = true, .unit.engine = engine, .features = all_features, .kicks = true };
+	struct machine_queue *victim = &m.queues[MACHINE_QUEUES - 1];
+
+	machine_open(&m, &o);
+	o.beside = &m;
+	machine_open(&beside, &o);
+	for (int i = 0; i < 20; i++) {
+		struct request r = reading(3, 1), w = writing(4, 1, NULL);
+
+		r.unseen = w.unseen = true;
+		machine_send(&m, MACHINE_QUEUES - 1, i % 2 ? &r : &w);
+	}
+	CHECK_EQ(ftruncate(m.guest.fd, (off_t)(victim->slots - VS_GUEST_ADDR)), 0);
+	machine_kick(&m, MACHINE_QUEUES - 1);
+	for (int i = 0; i < 50; i++) {
+		works(&beside, Q);
+		works(&beside, OTHER);
+	}
+	unit_wait(m.unit, VS_UP_QUEUE_ERROR, m.cookie, NULL);
+	CHECK(vs_memmap_broken(m.map) && !vs_memmap_broken(beside.map));
+	CHECK(!machine_info(&beside, Q).broken);
+	/* Its stop ends like any other. */
+	machine_close(&beside);
+	machine_close(&m);
+}
+
+/* ---- sleep --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void workers_that_sleep_and_spin(uint32_t engine)
+{
+	static const struct { uint32_t mode, spin_us; bool kicks; } ways[] = {
+		{ VS_POLL_ADAPTIVE, 0, true }, { VS_POLL_ADAPTIVE, 50, true }, { VS_POLL_NEVER, 0, true }, { VS_POLL_ALWAYS, 0, true },
+		{ VS_POLL_ADAPTIVE, 0, false }, { VS_POLL_NEVER, 0, false }, { VS_POLL_ALWAYS, 0, false },
+	};
+	for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+		struct machine_options o = { .features = i % 2 ? all_features : 0, .kicks = ways[i].kicks };
+
+		o.unit = (struct unit_options){ .threads = true, .engine = engine, .poll_mode = ways[i].mode, .spin_us = ways[i].spin_us };
+		machine_open(&m, &o);
+		for (int k = 0; k < 60; k++) {
+			works(&m, Q + k % 2);
+			if (k % 20 == 0)
+				usleep(3000);
+		}
+		if (ways[i].kicks)
+			CHECK(interrupted(m.queues[Q].call_fd, 5000));
+		machine_close(&m);
+	}
+}
+
+int main(void)
+{
+	every_shape_of_a_request(0, 1);
+	every_shape_of_a_request(VS_RING_EVENT_IDX, 3);
+	every_shape_of_a_request(all_features, 8);
+	residuals();
+	many_at_once(0, false, false);
+	many_at_once(all_features, false, true);
+	many_at_once(all_features, true, true);
+	many_at_once(VS_RING_INDIRECT, true, false);
+	addresses();
+	an_attribute_that_does_not_exist();
+	what_python_sees_and_answers();
+	tasks_can_be_looked_at();
+	the_control_queue();
+	the_event_queue();
+	a_device_without_credit_waits();
+	a_stop_gives_back_what_is_stalled();
+	broken_rings();
+	an_error_descriptor_is_signalled();
+	a_quota_of_segments();
+	a_stop_waits_for_what_is_in_flight(false);
+	a_stop_waits_for_what_is_in_flight(true);
+	a_disabled_queue_waits();
+	a_kick_is_replaced_during_a_stop(true);
+	a_kick_is_replaced_during_a_stop(false);
+	a_kick_that_cannot_be_waited_for();
+	starts_that_fail();
+	devices_that_cannot_be();
+	a_new_table_while_requests_are_in_flight();
+	a_new_table_without_the_rings();
+	for (uint32_t engine = VS_ENGINE_URING; engine <= VS_ENGINE_EPOLL; engine++) {
+		if (vs_engine_why_not(engine)) {
+			printf("test_vdev: without %s\n", vs_engine_why_not(engine));
+			continue;
+		}
+		descriptors_are_replaced_while_running(engine);
+		memory_is_truncated_under_load(engine);
+		workers_that_sleep_and_spin(engine);
+	}
+	return 0;
+}
