@@ -17,7 +17,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from vhost_scsi.daemon.iscsi_config import STRICT, IscsiConfig, problems
+from vhost_scsi.daemon.iscsi_config import STRICT, IscsiConfig, is_lun, problems
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
 
@@ -95,7 +95,8 @@ class DaemonConfig(_Model):
         """By the normalised name of each iSCSI target: its LUNs, from its table and from `map`. As above."""
         targets = self.iscsi.target if self.iscsi is not None else []
         found = {
-            names.normalised(target.name): {int(lun): unit for lun, unit in target.luns.items()} for target in targets
+            names.normalised(target.name): {int(lun): unit for lun, unit in target.luns.items() if is_lun(lun)}
+            for target in targets
         }
         for text, unit in self.map.items():
             if ISCSI_PLACE.fullmatch(text):
@@ -189,6 +190,9 @@ def _contradictions(config: DaemonConfig) -> Iterable[Contradiction]:
     yield from _bad_map(config)
     if config.iscsi is not None:
         yield from problems(config.iscsi, config.lu, config.iscsi_luns())
+    for name in config.lu:
+        if name not in _mapped(config):
+            yield ("lu", name), f"logical unit {name} is mapped nowhere"
 
 
 def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
@@ -250,9 +254,6 @@ def _bad_map(config: DaemonConfig) -> Iterable[Contradiction]:
     for port in config.port:
         if not any(key[0] == "port" and key[1] == port for key in seen):
             yield ("port", port), f"port {port} has no logical unit"
-    for name in config.lu:
-        if name not in _mapped(config):
-            yield ("lu", name), f"logical unit {name} is mapped nowhere"
 
 
 def _mapped(config: DaemonConfig) -> set[str]:

@@ -250,13 +250,17 @@ def _bad_target(
         yield path, f"target {target.name} has no logical unit"
 
 
+def is_lun(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= MAX_LUN
+
+
 def _bad_luns(path: Path, luns: Mapping[str, str], units: Collection[str]) -> Iterable[Problem]:
     for text, unit in luns.items():
-        if not (text.isascii() and text.isdigit()) or len(text) > 5 or int(text) > MAX_LUN:
+        if not is_lun(text):
             yield (*path, text), f"{text!r} is not a LUN: they go from 0 to {MAX_LUN}"
         if unit not in units:
             yield (*path, text), f"there is no logical unit {unit!r}"
-    if len({text.lstrip("0") for text in luns}) != len(luns):
+    if len({text.lstrip("0") for text in luns}) != len(luns):  # 0 and 00
         yield path, "a LUN is given twice"
 
 
