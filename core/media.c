@@ -763,10 +763,9 @@ void vs_media_end(struct vs_task *t)
 
 void vs_media_cancel(struct vs_task *t)
 {
-	if (t->range.waiting && vs_range_cancel(t)) {
-		vs_media_end(t);
-		return;
-	}
+	/* Whether it waits for its range is for other workers to change, so it is asked under the lock. */
 	if (t->m.in_store)
 		vs_store_cancel(t->io.store, &t->io);
+	else if (vs_range_cancel(t))
+		vs_media_end(t);
 }
