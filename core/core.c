@@ -217,10 +217,11 @@ static void hand_over(struct vs_core *c, struct vs_upnode *n, struct vs_upcall *
 		up->pdu = n->object;
 		break;
 	case VS_UP_EPOCH:
-		/* Read the newest: the worker may have moved on before it could send again. */
-		atomic_store(&c->workers[n->worker].epoch_sent, 0);
-		up->aux = atomic_load(&c->workers[n->worker].epoch_seen);
-		break;
+		/* The node is the worker's again with this store: nothing may be read from it after. Read the newest epoch: the worker may have
+		 * moved on before it could send again. */
+		atomic_store(&c->workers[up->worker].epoch_sent, 0);
+		up->aux = atomic_load(&c->workers[up->worker].epoch_seen);
+		return;
 	default:
 		break;
 	}
@@ -232,8 +233,9 @@ int vs_core_drain(vs_core *c, struct vs_upcall *out, struct vs_task_info *infos,
 {
 	int n = 0;
 	uint64_t ignored;
+	bool cleared = !c->up_head;
 
-	if (!c->up_head) {
+	if (cleared) {
 		/* Clear first, then look: a push in between leaves the eventfd readable. */
 		ssize_t r = read(c->up_fd, &ignored, sizeof(ignored));
 
@@ -252,6 +254,12 @@ int vs_core_drain(vs_core *c, struct vs_upcall *out, struct vs_task_info *infos,
 		n++;
 		if (!c->up_head)
 			collect(c);
+	}
+	if (vs_unlikely(cleared && c->up_head)) {
+		uint64_t one = 1;
+		ssize_t r = write(c->up_fd, &one, sizeof(one)); /* there is more than the caller took */
+
+		(void)r;
 	}
 	return n;
 }
@@ -324,12 +332,10 @@ void vs_pins_fini(struct vs_pins *p)
 	p->slots = NULL;
 }
 
-void vs_pins_moved(struct vs_worker *w, struct vs_pins *p, uint64_t left)
+void vs_pins_moved(struct vs_worker *w, uint32_t watched, uint64_t cookie, uint64_t left)
 {
-	uint32_t watched = atomic_load(&p->watched);
-
 	if ((watched & VS_WATCH_PYTHON) && !left)
-		vs_upcall_after_flush(w, VS_UP_DRAINED, p->cookie, 0, 0);
+		vs_upcall_after_flush(w, VS_UP_DRAINED, cookie, 0, 0);
 	if (watched & VS_WATCH_RANGES)
 		w->ranges_moved = true;
 }

@@ -191,6 +191,7 @@ struct vs_worker {
 	bool started;
 	bool ranges_moved;         /* pins that a range lock waits for have moved */
 	bool popping_for_tmf;      /* take what the rings hold, credit or not */
+	bool redoing;              /* what waited for the inbox goes on, credit or not */
 	struct {
 		vs_counter loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
 		_Atomic int64_t thread_id;
@@ -235,19 +236,24 @@ struct vs_pin_slot { _Alignas(VS_CACHE_LINE) _Atomic uint64_t count; };
 struct vs_pins { struct vs_core *core; struct vs_pin_slot *slots; _Atomic uint32_t watched; uint64_t cookie; uint32_t n; };
 int vs_pins_init(struct vs_pins *p, struct vs_core *core);
 void vs_pins_fini(struct vs_pins *p);
-void vs_pins_moved(struct vs_worker *w, struct vs_pins *p, uint64_t left); /* slow half of vs_unpin */
+void vs_pins_moved(struct vs_worker *w, uint32_t watched, uint64_t cookie, uint64_t left); /* slow half of vs_unpin */
 static inline void vs_pin(struct vs_worker *w, struct vs_pins *p)
 {
 	_Atomic uint64_t *c = &p->slots[w->index].count;
 	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + 1, memory_order_release);
 }
+/* Once the count is down, whoever waits for it may free what was pinned, and the pins with it: who watches is read before. Somebody who
+ * begins to watch in between bumps the epoch next and looks when this turn is over. */
 static inline void vs_unpin(struct vs_worker *w, struct vs_pins *p)
 {
 	_Atomic uint64_t *c = &p->slots[w->index].count;
 	uint64_t v = atomic_load_explicit(c, memory_order_relaxed) - 1;
+	uint32_t watched = atomic_load_explicit(&p->watched, memory_order_acquire);
+	uint64_t cookie = vs_unlikely(watched) ? p->cookie : 0;
+
 	atomic_store_explicit(c, v, memory_order_release);
-	if (vs_unlikely(atomic_load_explicit(&p->watched, memory_order_acquire)))
-		vs_pins_moved(w, p, v);
+	if (vs_unlikely(watched))
+		vs_pins_moved(w, watched, cookie, v);
 }
 
 /* ---- stores and ios --------------------------------------------------------------------------------------------------------------------- */

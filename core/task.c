@@ -130,31 +130,50 @@ static bool copy_param(struct vs_task *t)
 	return true;
 }
 
-/* set: bits for the LU's gate. They come after the count, so that vs_gate_open cannot take them back before Python has seen the task. */
+/* Counts the task as sent to Python: from here until Python has received it, vs_gate_open fails. False: what `why` says of the gate was
+ * cleared before the count, so that nothing would hold younger tasks back; then the task is not sent. */
+static bool count_sent(struct vs_task *t, uint64_t why)
+{
+	const uint64_t one = UINT64_C(1) << VS_GATE_COUNT_SHIFT;
+	uint64_t seen = atomic_fetch_add(&t->nexus->gate, one) | atomic_fetch_add(&t->lu->gate, one);
+
+	if (vs_likely(!why || (seen & why)))
+		return true;
+	atomic_fetch_sub(&t->nexus->gate, one);
+	atomic_fetch_sub(&t->lu->gate, one);
+	return false;
+}
+
+enum { SENT = 0, OPENED = 1 };
+
+/* SENT (or ended for want of memory), -EAGAIN without credit, OPENED: the gate is not closed any more by what is in why.
+ * set: bits for the LU's gate. They come after the count, so that vs_gate_open cannot take them back before Python has seen the task. */
 static int to_python(struct vs_task *t, uint64_t why, uint64_t set)
 {
-	if (t->credit && !credit_take(t->credit, t->w->popping_for_tmf))
+	if (t->credit && !credit_take(t->credit, t->w->popping_for_tmf || t->w->redoing))
 		return -EAGAIN;
-	t->gate_why = why;
 	if (!copy_param(t)) {
 		if (t->credit)
 			vs_credit_return(t->credit);
 		end_with_status(t, VS_STATUS_BUSY);
-		return 0;
+		return SENT;
 	}
+	if (t->nexus && !count_sent(t, set ? 0 : why)) {
+		if (t->credit)
+			vs_credit_return(t->credit);
+		return OPENED;
+	}
+	t->gate_why = why;
 	vs_task_layer(t, VS_LAYER_PYTHON);
 	vs_task_list(t);
 	if (t->nexus) {
-		/* vs_gate_open compares these with what Python has received. */
-		atomic_fetch_add(&t->nexus->gate, UINT64_C(1) << VS_GATE_COUNT_SHIFT);
-		atomic_fetch_add(&t->lu->gate, UINT64_C(1) << VS_GATE_COUNT_SHIFT);
 		vs_count(&t->lu->stats[t->w->index].escalated, 1);
 		if (vs_unlikely(set))
 			atomic_fetch_or(&t->lu->gate, set);
 	}
 	t->up = (struct vs_upnode){ .kind = VS_UP_TASK, .worker = t->w->index, .object = t };
 	vs_upcall(t->w->core, &t->up);
-	return 0;
+	return SENT;
 }
 
 static void result_run(struct vs_worker *w, struct vs_msg *m)
@@ -255,16 +274,26 @@ static int pass_gate(struct vs_task *t)
 
 	if (vs_unlikely(!t->nexus))
 		return to_python(t, 0, 0);
+	if (vs_unlikely(t->w->redo_head != NULL)) {
+		/* It may not pass those that wait already. */
+		redo_later(t);
+		return 0;
+	}
 	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE || naca(t)))
 		return to_python(t, VS_GATE_ORDERED, VS_GATE_ORDERED); /* before the next command of this LU is tested: SAM-5 8.6, 8.7 */
 	if (vs_unlikely(!t->row || t->row->media == VS_MEDIA_NONE))
 		return to_python(t, 0, 0);
 	why = atomic_load_explicit(&t->lu->gate, memory_order_acquire) | atomic_load_explicit(&t->nexus->gate, memory_order_acquire);
 	why &= t->row->gate_mask & ~VS_GATE_EXCLUSIVE;
-	if (vs_unlikely(why))
-		return to_python(t, why, 0);
-	if (vs_unlikely(vs_worker_should_yield(t->w))) {
-		/* The gate may have opened after tasks were handed back that are still in the inbox: they go first. */
+	if (vs_unlikely(why)) {
+		int err = to_python(t, why, 0);
+
+		if (err != OPENED)
+			return err;
+	}
+	if (vs_unlikely(vs_worker_should_yield(t->w) || t->w->popping_for_tmf)) {
+		/* The gate may have opened after tasks were handed back that are still in the inbox, or come behind the TMF in the
+		 * batch that it was taken out with: they go first. */
 		redo_later(t);
 		return 0;
 	}
@@ -291,29 +320,26 @@ int vs_task_submit(struct vs_task *t)
 	return pass_gate(t);
 }
 
+/* These were taken from their transports: they go on with or without credit, lest one port without any holds up the others. */
 int vs_task_run_redo(struct vs_worker *w)
 {
 	struct vs_task *t = w->redo_head;
 	int n = 0;
 
-	w->redo_head = NULL;
+	w->redo_head = NULL; /* whoever has to wait again is put at the end, and so are all behind it */
 	w->redo_tail = &w->redo_head;
+	w->redoing = true;
 	while (t) {
 		struct vs_task *next = t->next;
 
 		n++;
-		if (t->aborted) {
+		if (t->aborted)
 			vs_task_finish(t);
-		} else if (pass_gate(t)) {
-			/* No credit: this one and all behind it keep their order. */
-			t->next = next;
-			*w->redo_tail = t;
-			while (*w->redo_tail)
-				w->redo_tail = &(*w->redo_tail)->next;
-			return n - 1;
-		}
+		else
+			pass_gate(t);
 		t = next;
 	}
+	w->redoing = false;
 	return n;
 }
 

@@ -65,12 +65,18 @@ static void send_deferred(struct vs_worker *w)
 	}
 }
 
-/* True when the epoch moved. Everything this worker started before is in the pins already; everything it starts from here on sees the
- * gate bits that were set before the bump (acquire). */
-static bool copy_epoch(struct vs_worker *w)
+/*
+ * The epoch is read first and told after the messages have run. Everything this worker started before is in the pins then, and so are the
+ * tasks that were handed back for execution before the epoch was bumped: they do not see the gate. Everything it starts from here on sees
+ * the gate bits that were set before the bump (acquire).
+ */
+static uint64_t read_epoch(const struct vs_worker *w)
 {
-	uint64_t e = atomic_load_explicit(&w->core->epoch, memory_order_acquire);
+	return atomic_load_explicit(&w->core->epoch, memory_order_acquire);
+}
 
+static bool tell_epoch(struct vs_worker *w, uint64_t e)
+{
 	if (vs_likely(e == atomic_load_explicit(&w->epoch_seen, memory_order_relaxed)))
 		return false;
 	atomic_store_explicit(&w->epoch_seen, e, memory_order_seq_cst);
@@ -87,13 +93,15 @@ static void announce_epoch(struct vs_worker *w)
 
 int vs_worker_turn(struct vs_worker *w)
 {
-	bool epoch_moved = copy_epoch(w);
+	uint64_t epoch = read_epoch(w);
+	bool epoch_moved;
 	int did = 0;
 
 	w->now_ns = vs_now_ns();
 	vs_count(&w->stats.loops, 1);
 	if (vs_worker_should_yield(w))
 		did += run_inbox(w);
+	epoch_moved = tell_epoch(w, epoch);
 	if (vs_unlikely(w->redo_head != NULL))
 		did += vs_task_run_redo(w);
 	for (struct vs_list *l = w->pollers.next; l != &w->pollers;) {
