@@ -103,9 +103,8 @@ class IscsiNode:
         sessions = self.node.sessions.of_target(names.normalised(name))
         if sessions and not force:
             raise ConfigError(f"target {name} has {len(sessions)} sessions; --force ends them")
-        self.node.remove_target(name)
-        _LOG.info("iscsi: target %s was removed", name)
-        await self._end(sessions)
+        await self.server.remove_target(name)
+        _LOG.info("iscsi: target %s was removed, with %d sessions", name, len(sessions))
         return len(sessions)
 
     # ---- who is here -----------------------------------------------------------------------------------------------

@@ -357,3 +357,14 @@ def test_a_portal_that_is_taken(served: Served, run: Run) -> None:
     host, port = address_of(served)
     words = ("--iscsi", f"{host}:{port}", "--target", IQN, "--lun", "0=memory:1M", "--name", "other")
     one_line(run("serve", *words), 3, "cannot listen: Address already in use")
+
+
+def test_a_wildcard_portal_tells_real_addresses(serve: Serve, ask: Ask) -> None:
+    served = serve("--iscsi", "*:0", "--target", IQN, "--lun", "0=memory:1M", socket_path=False)
+    _, port = address_of(served)
+    (portal,) = ask("portal", "list")["portals"]
+    assert (portal["host"], portal["port"]) == ("0.0.0.0", port)
+    told = re.findall(r"Portal:([^,]+),1", tool("iscsi-ls", f"iscsi://127.0.0.1:{port}").stdout)
+    assert told[0] == f"127.0.0.1:{port}", "the address that the initiator came in by is known to work"
+    assert told[1:] == [f"{address}:{port}" for address in portal["addresses"]]
+    assert f"iscsi://127.0.0.1:{port}/{IQN}/0" in served.output
