@@ -149,6 +149,7 @@ def test_targets_come_and_go(served: Served, run: Run, ask: Ask) -> None:
     with login(served, OTHER) as client:
         one_line(run("target", "remove", OTHER), 7, "has 1 sessions; --force ends them")
         assert run("target", "remove", OTHER, "--force").returncode == 0
+        assert client.receive().opcode == ASYNC_MESSAGE  # the target drops the session
         assert client.closed()
     assert [target["name"] for target in ask("target", "list")["targets"]] == [IQN]
     with Client(address_of(served)) as client:
@@ -364,7 +365,9 @@ def test_a_wildcard_portal_tells_real_addresses(serve: Serve, ask: Ask) -> None:
     _, port = address_of(served)
     (portal,) = ask("portal", "list")["portals"]
     assert (portal["host"], portal["port"]) == ("0.0.0.0", port)
-    told = re.findall(r"Portal:([^,]+),1", tool("iscsi-ls", f"iscsi://127.0.0.1:{port}").stdout)
-    assert told[0] == f"127.0.0.1:{port}", "the address that the initiator came in by is known to work"
-    assert told[1:] == [f"{address}:{port}" for address in portal["addresses"]]
+    with Client(("127.0.0.1", port)) as client:
+        assert client.login(target=None).status == (0, 0)
+        told = [value for key, value in client.send_targets("All") if key == "TargetAddress"]
+    assert told[0] == f"127.0.0.1:{port},1", "the address that the initiator came in by is known to work"
+    assert told[1:] == [f"{address}:{port},1" for address in portal["addresses"]]
     assert f"iscsi://127.0.0.1:{port}/{IQN}/0" in served.output
