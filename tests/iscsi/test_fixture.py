@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -104,3 +105,13 @@ def test_it_needs_no_root() -> None:
         words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", *words]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.stdout.startswith("iscsi://127.0.0.1:"), result.stderr
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "iscsi.md").read_text()
+    example = page[page.index("    import subprocess") : page.index("`target.url_of(lun")]
+    (tmp_path / "test_page.py").write_text(textwrap.dedent(example))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))}
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"]
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
