@@ -168,6 +168,7 @@ def _media(
     *,
     parameter_list_max: int = 0,
     requires: Feature = Feature.NONE,
+    device_types: frozenset[DeviceType] = _DISK,
 ) -> Command:
     conflict = Conflict.ALLOWED
     if gate_mask & GateBit.RESERVED_READ:
@@ -183,6 +184,7 @@ def _media(
         parameter_list_max=parameter_list_max,
         conflict=conflict,
         requires=requires,
+        device_types=device_types,
         fields=fields,
     )
 
@@ -219,7 +221,15 @@ _M = MediaOp
 # ANCHOR (ANC_SUP=0), PMI (obsolete), SP (nothing is saved), POWER CONDITION, LOEJ (not removable) and NACA
 # (NORMACA=0): a request for what we do not do is refused, not ignored.
 COMMANDS: Final[tuple[Command, ...]] = (
-    _media("TEST UNIT READY", "00 00 00 00 00 00", _ATTENTIVE | GateBit.NOT_READY, _M.TEST_UNIT_READY, _NO_DATA, ()),
+    _media(
+        "TEST UNIT READY",
+        "00 00 00 00 00 00",
+        _ATTENTIVE | GateBit.NOT_READY,
+        _M.TEST_UNIT_READY,
+        _NO_DATA,
+        (),
+        device_types=_DISK_AND_WELL_KNOWN,
+    ),
     _python(
         "REQUEST SENSE",
         "03 01 00 00 FF 00",

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhost_scsi.scsi import lun, sense, sense_data
+from vhost_scsi.scsi.commands import COMMANDS, DeviceType
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.task import Status
 
@@ -171,6 +172,15 @@ def test_the_well_known_unit(lu, cdb):
     told = good(report_luns_unit(cdb("REQUEST SENSE"), nexus))
     assert sense_data.parse(told).code is sense.NO_ADDITIONAL_SENSE_INFORMATION
     bad(report_luns_unit(cdb("READ(10)"), nexus), sense.INVALID_COMMAND_OPERATION_CODE)
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
+def test_the_well_known_unit_answers_exactly_the_commands_whose_rows_name_it(lu, row):
+    sent = bytearray(row.cdb_length)
+    sent[0], sent[1] = row.opcode, row.service_action or 0
+    outcome = report_luns_unit(bytes(sent), lu.itl.nexus)
+    refused = bool(outcome.sense) and sense_data.parse(outcome.sense).code is sense.INVALID_COMMAND_OPERATION_CODE
+    assert refused == (DeviceType.WELL_KNOWN not in row.device_types)
 
 
 def test_vpd_of_the_well_known_unit(lu, cdb):
