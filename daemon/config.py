@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from vhost_scsi.daemon.iscsi_config import STRICT, IscsiConfig, is_lun, problems
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
+from vhost_scsi.stores import StoreConfigError, StoreSpec, parse_store, store_from_table
 
 # virtio 1.3, 5.6.6.1: what the single level LUN structure reaches
 MAX_TARGET: Final = 255
@@ -115,6 +116,20 @@ class Place:
     lu: str
 
 
+def store_spec(lu: LuConfig) -> StoreSpec:
+    """The store of a unit, read-only down to its file where the unit is. Raises StoreConfigError; opens nothing."""
+    spec = parse_store(lu.url)[0] if lu.url is not None else store_from_table(lu.store or {})
+    return _read_only(spec) if lu.readonly else spec
+
+
+def _read_only(spec: StoreSpec) -> StoreSpec:
+    if spec.lower is not None:
+        return dataclasses.replace(spec, lower=_read_only(spec.lower))
+    if spec.kind == "file":
+        return dataclasses.replace(spec, groups=({**spec.groups[0], "readonly": "on"},))
+    return spec
+
+
 Locate = Callable[[tuple[str | int, ...], str], ConfigError]
 """Makes the error for a path into the configuration, with the place where it was written."""
 
@@ -185,6 +200,9 @@ def _contradictions(config: DaemonConfig) -> Iterable[Contradiction]:
     """What each value alone does not show, first things first."""
     if not NAME.fullmatch(config.name):
         yield ("name",), f"{config.name!r}: a name has letters, digits, '.', '_' and '-', at most 64"
+    for key in ("control", "state_dir"):
+        if _has_control(getattr(config, key)):
+            yield (key,), "a control character in its path"
     yield from _bad_units(config)
     yield from _bad_ports(config)
     yield from _bad_map(config)
@@ -193,6 +211,11 @@ def _contradictions(config: DaemonConfig) -> Iterable[Contradiction]:
     for name in config.lu:
         if name not in _mapped(config):
             yield ("lu", name), f"logical unit {name} is mapped nowhere"
+
+
+def _has_control(text: str | None) -> bool:
+    # A NUL would end a path where the kernel takes it, and a line is what READY and an error message are.
+    return any(char < " " for char in text or "")
 
 
 def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
@@ -205,6 +228,10 @@ def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
             yield path, "exactly one of url and store says where its bytes are"
         if lu.url == "":
             yield path, "its URL is empty"
+        try:
+            store_spec(lu)
+        except StoreConfigError as error:
+            yield (*path, "store" if lu.url is None else "url"), str(error)
         size = lu.block_size
         if not 512 <= size <= 65536 or size & (size - 1):
             yield (*path, "block_size"), f"{size} is not a power of two from 512 to 65536"
@@ -227,6 +254,8 @@ def _bad_ports(config: DaemonConfig) -> Iterable[Contradiction]:
             yield path, "socket and fd exclude each other"
         if port.socket == "":
             yield (*path, "socket"), "its path is empty"
+        if _has_control(port.socket):
+            yield (*path, "socket"), "a control character in its path"
         where = port.socket if port.socket is not None else port.fd
         if where is not None and sockets.setdefault(where, name) != name:
             yield path, f"port {sockets[where]} has the same socket"

@@ -30,6 +30,8 @@ class ConfigText:
             self.values: dict[str, Any] = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise self._syntax_error(str(error)) from None
+        except RecursionError:
+            raise ConfigFileError(path, "tables or lists are nested too deeply") from None
 
     @classmethod
     def read(cls, path: str) -> ConfigText:
@@ -79,7 +81,7 @@ class ConfigText:
     def _values_of(self, lines: int) -> dict[str, Any] | None:
         try:
             return tomllib.loads("".join(self._lines[:lines]))
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             return None
 
     def _syntax_error(self, message: str) -> ConfigFileError:

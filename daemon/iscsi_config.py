@@ -20,6 +20,7 @@ from vhost_scsi.iscsi.auth import AuthPolicy, ChapUser
 from vhost_scsi.iscsi.chap import DEFAULT_ALGORITHMS, algorithms
 from vhost_scsi.iscsi.keys import MAX_LENGTH, Offer
 from vhost_scsi.iscsi.node import DiscoveryPolicy
+from vhost_scsi.iscsi.ping import PingPolicy
 from vhost_scsi.iscsi.portals import Portal, parse_portal
 from vhost_scsi.iscsi.secret import Secret
 from vhost_scsi.iscsi.targets import MAX_LUN, MAX_TAG, AclEntry, IscsiTarget, Limits, Redirect
@@ -115,6 +116,13 @@ class LimitsConfig(Table):
     commands_per_session: int | None = None
 
 
+class PingConfig(Table):
+    """Seconds; an idle of 0 never asks."""
+
+    idle: float = 30.0
+    timeout: float = 15.0
+
+
 class IscsiConfig(Table):
     """Everything. `chap_algorithms` holds wherever a table has none of its own."""
 
@@ -122,6 +130,7 @@ class IscsiConfig(Table):
     target: list[TargetConfig] = []
     discovery: DiscoveryConfig = DiscoveryConfig()
     limits: LimitsConfig = LimitsConfig()
+    ping: PingConfig = PingConfig()
     chap_algorithms: list[str] | None = None
 
 
@@ -135,6 +144,10 @@ def make_portal(wanted: PortalConfig) -> Portal:
 
 def make_limits(wanted: LimitsConfig) -> Limits:
     return Limits(**wanted.model_dump(exclude_none=True))
+
+
+def make_ping(wanted: PingConfig) -> PingPolicy:
+    return PingPolicy(wanted.idle, wanted.timeout)
 
 
 def make_secret(wanted: ChapConfig) -> Secret:
@@ -211,6 +224,7 @@ def problems(iscsi: IscsiConfig, units: Collection[str], luns: Mapping[str, Mapp
     if iscsi.chap_algorithms is not None:
         yield from _try((*path, "chap_algorithms"), algorithms, iscsi.chap_algorithms)
     yield from _try((*path, "limits"), make_limits, iscsi.limits)
+    yield from _try((*path, "ping"), make_ping, iscsi.ping)
     yield from _bad_auth((*path, "discovery"), iscsi.discovery, iscsi)
     yield from _bad_portals(iscsi)
     seen: set[str] = set()

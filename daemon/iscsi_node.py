@@ -13,13 +13,21 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from vhost_scsi.daemon.config import DaemonConfig
-from vhost_scsi.daemon.iscsi_config import IscsiConfig, make_discovery, make_limits, make_portal, make_target
+from vhost_scsi.daemon.iscsi_config import (
+    IscsiConfig,
+    make_discovery,
+    make_limits,
+    make_ping,
+    make_portal,
+    make_target,
+)
 from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
 from vhost_scsi.iscsi.async_messages import logout_requested
-from vhost_scsi.iscsi.data_plane import DataPlane
+from vhost_scsi.iscsi.data_plane import CoreConnection, DataPlane
 from vhost_scsi.iscsi.full_feature import RemoveReason
+from vhost_scsi.iscsi.keepalive import KeepAlive
 from vhost_scsi.iscsi.node import Node
 from vhost_scsi.iscsi.portals import bracketed
 from vhost_scsi.iscsi.server import IscsiServer
@@ -52,11 +60,13 @@ class IscsiNode:
         self.server: Final = IscsiServer(
             self.node, self.plane, self.plane, [make_portal(portal) for portal in iscsi.portal]
         )
+        self._keepalive = KeepAlive(self.node, self.server.keeper, self.plane, make_ping(iscsi.ping), heard)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         await self.server.start()
+        self._keepalive.start()
 
     async def drain(self) -> None:
         """No login comes in any more; those who are here are asked to leave, and have a few seconds for that."""
@@ -64,6 +74,7 @@ class IscsiNode:
         await self._ask_to_leave(list(self.node.sessions))
 
     async def close(self) -> None:
+        await self._keepalive.close()
         await self.server.close()
         while self._ending:
             await asyncio.wait(self._ending)
@@ -146,3 +157,10 @@ class IscsiNode:
         task = asyncio.get_running_loop().create_task(self._end(sessions))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+def heard(connection: Connection) -> float | None:
+    """When something came in last, as the data plane knows; the same clock as time.monotonic."""
+    assert isinstance(connection.handle, CoreConnection)
+    info = connection.handle.info()
+    return None if info is None or not info.last_heard_ns else info.last_heard_ns / 1e9

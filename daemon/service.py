@@ -23,7 +23,7 @@ from typing import Final
 from vhost_scsi import __version__
 from vhost_scsi.daemon import control, logs, methods, state, systemd, units
 from vhost_scsi.daemon.client import socket_path
-from vhost_scsi.daemon.config import DaemonConfig
+from vhost_scsi.daemon.config import DaemonConfig, store_spec
 from vhost_scsi.daemon.errors import DrainTimeout
 from vhost_scsi.daemon.iscsi_config import IscsiConfig
 from vhost_scsi.daemon.iscsi_node import IscsiNode
@@ -151,7 +151,7 @@ class Service:
             try:
                 spec = LuSpec(
                     name=name,
-                    uuid=lu.uuid or kept.uuid_of(name, units.identity(units.store_spec(lu))),
+                    uuid=lu.uuid or kept.uuid_of(name, units.identity(store_spec(lu))),
                     block_size=lu.block_size,
                     write_cache=lu.wce,
                     read_only=lu.readonly,
@@ -239,12 +239,15 @@ class Service:
         """Everything, until a signal, a request or the end of the last connected descriptor."""
         await self.start()
         with self._signals():
-            ready()
-            systemd.notify("READY=1", f"MAINPID={os.getpid()}")
-            await self.wait()
-            systemd.notify("STOPPING=1")
-            with drain_limit(DRAIN_TIMEOUT):
-                await self.close()
+            try:
+                ready()
+                systemd.notify("READY=1", f"MAINPID={os.getpid()}")
+                await self.wait()
+            finally:
+                # Whatever ended it: what was started is taken down, its sockets too.
+                systemd.notify("STOPPING=1")
+                with drain_limit(DRAIN_TIMEOUT):
+                    await self.close()
         _LOG.info("stopped")
 
     @contextlib.contextmanager

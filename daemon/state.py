@@ -63,7 +63,7 @@ class State:
             return {"schema_version": SCHEMA}
         except OSError as error:
             raise ConfigError(f"state directory: {path}: {error.strerror}") from error
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         # A file that nobody but us writes, as a whole: what is not ours must not be overwritten silently.
         if not isinstance(values, dict) or not isinstance(values.get("units", {}), dict):

@@ -7,34 +7,19 @@ The stores themselves, and the grammar of their names, are `vhost_scsi.stores`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import stat
 from collections.abc import Mapping
 from typing import Final
 
-from vhost_scsi.daemon.config import LuConfig
+from vhost_scsi.daemon.config import LuConfig, store_spec
 from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.stores import Store, StoreSpec, open_store_when_free, parse_store, store_from_table
+from vhost_scsi.stores import Store, StoreSpec, open_store_when_free
 
 # After kill -9 the kernel still ends the old process's I/O, and keeps its lock meanwhile; a person who started the
 # program twice should not have to wait much longer than that.
 LOCK_PATIENCE: Final = 3.0  # seconds
-
-
-def store_spec(lu: LuConfig) -> StoreSpec:
-    """The store of a unit, read-only down to its file where the unit is. Raises StoreConfigError; opens nothing."""
-    spec = parse_store(lu.url)[0] if lu.url is not None else store_from_table(lu.store or {})
-    return _read_only(spec) if lu.readonly else spec
-
-
-def _read_only(spec: StoreSpec) -> StoreSpec:
-    if spec.lower is not None:
-        return dataclasses.replace(spec, lower=_read_only(spec.lower))
-    if spec.kind == "file":
-        return dataclasses.replace(spec, groups=({**spec.groups[0], "readonly": "on"},))
-    return spec
 
 
 async def open_unit_store(core: Core, name: str, lu: LuConfig) -> Store:

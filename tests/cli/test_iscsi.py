@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.conftest import Run, Serve, Served
 from tests.cli.test_bad_input import one_line
-from tests.iscsi.client import ASYNC_MESSAGE, Client
+from tests.iscsi.client import ASYNC_MESSAGE, NO_TAG, Client
 from tests.iscsi.libiscsi import tool
 from vhost_scsi.vhost_user.initiator import Initiator
 
@@ -213,6 +213,24 @@ def test_a_signal_does_not_wait_for_ever(served: Served) -> None:
         client.receive()
         assert client.closed()
     assert "were asked to log out and did not" in served.log()
+
+
+def test_a_silent_initiator_is_asked_and_given_up(serve: Serve, run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "d.toml"
+    config.write_text("[iscsi.ping]\nidle = 0.5\ntimeout = 1\n")
+    words = ("--config", config, "--iscsi", "127.0.0.1:0", "--target", IQN, "--lun", "0=memory:1M")
+    served = serve(*words, socket_path=False)
+    with login(served) as there:
+        for _ in range(4):  # longer than idle and timeout together
+            ping = there.receive()
+            assert (ping.opcode, ping.itt) == (0x20, NO_TAG)
+            assert ping.ttt != NO_TAG
+            there.request(0x40, 0x80, ping.ttt.to_bytes(4, "big"), itt=NO_TAG)
+        with login(served, isid=b"\x80\x12\x34\x56\x00\x02") as silent:
+            first = silent.receive()
+            assert (first.opcode, first.ttt) == (0x20, ping.ttt)
+            assert silent.closed()
+        assert "no answer to a ping within 1 seconds" in run("session", "refused").stdout
 
 
 def test_a_cold_reset_ends_the_sessions_of_the_target(served: Served, ask: Ask) -> None:
