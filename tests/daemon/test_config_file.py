@@ -69,6 +69,10 @@ def test_a_good_file_is_read() -> None:
         ("[port.vm0]", "[prot.vm0]", (13, 1), "unknown key 'prot', did you mean 'port'?"),
         ("[lu.data.store]", "[lu.root]", (8, 9), ""),
         ("[lu.data.store]", "[lu.root.store]", (4, 1), "exactly one of url and store"),
+        ('"disk.img"', '"bad:disk.img"', (5, 1), "lu.root.url: unknown store 'bad' in 'bad:disk.img'"),
+        ('"disk.img"', '"disk.img,cashe=direct"', (5, 1), "lu.root.url: file: unknown option 'cashe'; did you mean"),
+        ('type = "overlay"', 'type = "overlya"', (8, 1), "lu.data.store: unknown store 'overlya'"),
+        ('type = "overlay"', 'type = "delay"\nread = "xx"', (8, 1), "lu.data.store: delay: read=xx: "),
     ],
 )
 def test_a_mistake_is_told_with_its_place(old: str, new: str, place: tuple[int, int], words: str) -> None:
@@ -81,6 +85,10 @@ def test_a_mistake_is_told_with_its_place(old: str, new: str, place: tuple[int, 
 def test_an_unclosed_value_at_the_end_is_told_with_the_last_line() -> None:
     error = error_of("x = [1,\n2")
     assert error.line == 2
+
+
+def test_a_text_that_is_nested_without_end_is_refused() -> None:
+    assert "nested too deeply" in str(error_of("a = " + "[" * 5000 + "]" * 5000))
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

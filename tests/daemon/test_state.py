@@ -74,7 +74,9 @@ def test_file_and_directory_are_durable_before_it_counts(tmp_path: Path, monkeyp
     assert diary == ["file", "rename", "directory"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"units": 1, "schema_version": 1}', '{"schema_version": 9}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, '{"units": 1, "schema_version": 1}', '{"schema_version": 9}']
+)
 def test_a_damaged_file_is_said_and_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / state.FILE).write_text(text)
     with pytest.raises(ConfigError, match=r"damaged|schema_version 9"):

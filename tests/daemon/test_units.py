@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vhost_scsi.daemon.config import LuConfig
-from vhost_scsi.daemon.units import check_shared, identity, store_spec
+from vhost_scsi.daemon.config import LuConfig, store_spec
+from vhost_scsi.daemon.units import check_shared, identity
 from vhost_scsi.errors import ConfigError
 
 
