@@ -111,7 +111,7 @@ int vs_core_start(vs_core *c)
 			return err;
 	}
 	c->started = true;
-	return 0;
+	return vs_watchdog_start(c);
 }
 
 void vs_core_destroy(vs_core *c)
@@ -119,6 +119,7 @@ void vs_core_destroy(vs_core *c)
 	struct vs_upcall up;
 	struct vs_task_info info;
 
+	vs_watchdog_stop(c);
 	for (uint32_t i = 0; i < c->config.nworkers; i++)
 		vs_worker_stop(&c->workers[i]);
 	while (vs_core_drain(c, &up, &info, 1))

@@ -223,6 +223,7 @@ struct vs_core {
 	struct vs_upnode *up_head, **up_tail; /* control only */
 	int up_fd;
 	struct vs_range_registry *range_registry; /* excl.c: LUs with exclusive ranges that wait */
+	struct vs_watchdog *watchdog;
 	bool started;
 };
 
@@ -377,7 +378,8 @@ enum vs_ring_rule {
 	VS_RULE_REQUEST_SHORT = 20,       /* virtio-scsi: request or response header does not fit */
 	VS_RULE_MEMORY_GONE = 21,         /* guest memory was truncated under us */
 	VS_RULE_KICK = 22,                /* the kick descriptor cannot be waited for */
-	VS_RULES = 23,
+	VS_RULE_NOTIFIER_BLOCKS = 23,     /* a kick or call descriptor was made blocking under us */
+	VS_RULES = 24,
 };
 
 struct vs_chain {

@@ -32,15 +32,13 @@ static void publish_view(struct vs_queue *q)
 	atomic_store_explicit(&q->view.error, q->error, memory_order_relaxed);
 }
 
-static void signal_fd(int fd)
+/* False: the call hung until watchdog.c interrupted it: somebody made the descriptor blocking. */
+static bool signal_fd(int fd)
 {
 	uint64_t one = 1;
-	ssize_t r;
 
-	if (fd < 0)
-		return;
-	r = write(fd, &one, sizeof(one));
-	(void)r; /* a full counter is a pending interrupt */
+	/* A full counter is a pending interrupt. */
+	return fd < 0 || write(fd, &one, sizeof(one)) >= 0 || errno != EINTR;
 }
 
 /* The driver broke a rule, or its memory went away: nothing more is taken from this ring until it is started anew. */
@@ -52,6 +50,22 @@ static void queue_break(struct vs_queue *q, int32_t err)
 	publish_view(q);
 	signal_fd(q->err_fd);
 	vs_upcall_new(q->vdev->core, VS_UP_QUEUE_ERROR, q->w->index, q->vdev->cookie, q->index, err, NULL);
+}
+
+static bool memory_gone(struct vs_queue *q)
+{
+	uint32_t seen = vs_sigbus_count();
+
+	if (vs_likely(seen == q->sigbus_seen))
+		return false;
+	q->sigbus_seen = seen;
+	return vs_memmap_broken(q->map);
+}
+
+/* Memory that was truncated reads as zeroes: what looks like a broken rule then is none of the driver's doing. */
+static int blame(struct vs_queue *q, int err)
+{
+	return memory_gone(q) ? -VS_RULE_MEMORY_GONE : err;
 }
 
 /* ---- chains and requests ------------------------------------------------------------------------------------------------------------- */
@@ -117,7 +131,7 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 	chain->capacity = VS_INLINE_SEGMENTS;
 	err = vs_vring_pop(&q->ring, q->w, chain);
 	if (vs_unlikely(err)) {
-		queue_break(q, err);
+		queue_break(q, blame(q, err));
 		return NULL;
 	}
 	if (vs_unlikely(chain->iov != first) && over_quota(q, chain))
@@ -405,16 +419,6 @@ static bool retry_stalled(struct vs_queue *q)
 	return true;
 }
 
-static bool memory_gone(struct vs_queue *q)
-{
-	uint32_t seen = vs_sigbus_count();
-
-	if (vs_likely(seen == q->sigbus_seen))
-		return false;
-	q->sigbus_seen = seen;
-	return vs_memmap_broken(q->map);
-}
-
 static int take_one(struct vs_queue *q)
 {
 	struct vs_chain chain;
@@ -442,7 +446,7 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 	if (vs_likely(n == 0))
 		return 0;
 	if (vs_unlikely(n < 0)) {
-		queue_break(q, n);
+		queue_break(q, blame(q, n));
 		return 0;
 	}
 	n = vs_min(n, POP_A_TURN);
@@ -476,7 +480,8 @@ static void queue_flush(struct vs_worker *w, struct vs_poller *p)
 	if (vs_likely(!q->ring_gone))
 		q->notify |= vs_vring_publish(&q->ring);
 	if (q->notify && q->call_fd >= 0) {
-		signal_fd(q->call_fd);
+		if (vs_unlikely(!signal_fd(q->call_fd)) && !q->broken)
+			queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
 		vs_count(&q->view.interrupts, 1);
 		vs_count(&w->stats.interrupts, 1);
 	} else {
@@ -521,9 +526,14 @@ static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events
 {
 	struct vs_queue *q = vs_container_of(s, struct vs_queue, kick);
 	uint64_t ignored;
-	ssize_t r = read(s->fd, &ignored, sizeof(ignored));
+	struct iovec iov = { &ignored, sizeof(ignored) };
+	ssize_t r = preadv2(s->fd, &iov, 1, -1, RWF_NOWAIT);
 
-	(void)r;
+	/* Kernels that do not take RWF_NOWAIT here leave the flag of the descriptor, which a peer can take away. */
+	if (vs_unlikely(r < 0 && errno == EOPNOTSUPP))
+		r = read(s->fd, &ignored, sizeof(ignored));
+	if (vs_unlikely(r < 0 && errno == EINTR) && !q->broken)
+		queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
 	(void)events;
 	vs_count(&q->view.kicks, 1);
 	vs_count(&w->stats.kicks, 1);

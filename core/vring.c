@@ -37,6 +37,7 @@ static const char *const rule_names[VS_RULES] = {
 	[VS_RULE_REQUEST_SHORT] = "REQUEST_SHORT",
 	[VS_RULE_MEMORY_GONE] = "MEMORY_GONE",
 	[VS_RULE_KICK] = "KICK",
+	[VS_RULE_NOTIFIER_BLOCKS] = "NOTIFIER_BLOCKS",
 };
 
 const char *vs_ring_rule_name(int rule)

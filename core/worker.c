@@ -177,6 +177,7 @@ static void go_to_sleep(struct vs_worker *w)
 		w->engine->wait(w, sleep_ns(w));
 	}
 	atomic_store_explicit(&w->sleeping, 0, memory_order_seq_cst);
+	vs_watchdog_awake(w->core);
 	kicks_off(w);
 }
 
@@ -293,6 +294,7 @@ int vs_worker_start(struct vs_worker *w)
 	sigdelset(&all, SIGSEGV);
 	sigdelset(&all, SIGFPE);
 	sigdelset(&all, SIGILL);
+	sigdelset(&all, VS_WATCHDOG_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	err = pthread_create(&w->thread, NULL, entry, &s);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -15,6 +15,12 @@ void vs_worker_fini(struct vs_worker *w);
 /* One turn of the loop: messages, rings, completions, flush. How much it did. The in-process tests call it without a thread. */
 int vs_worker_turn(struct vs_worker *w);
 
+/* watchdog.c */
+#define VS_WATCHDOG_SIGNAL (SIGRTMIN + 7)
+int vs_watchdog_start(struct vs_core *c);
+void vs_watchdog_stop(struct vs_core *c);
+void vs_watchdog_awake(struct vs_core *c); /* a worker is not asleep any more */
+
 int vs_ranges_init(struct vs_core *c);
 void vs_ranges_fini(struct vs_core *c);
 

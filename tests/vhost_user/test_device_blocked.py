@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A front end that makes the eventfds it shares with us blocking: its queue breaks, its worker goes on for everybody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from tests.live import PATIENCE, Live, inquiry
+from vhost_scsi.vhost_user.messages import Request
+
+REQUEST_RING = 2
+
+
+def test_a_call_eventfd_that_is_full_and_blocking_holds_up_nobody_for_long(live: Live) -> None:
+    unit = live.unit("memory:1M")
+    attacked, other = live.end((0, 0, unit)), live.end((0, 0, unit))
+    full = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        with other.connect() as victim, attacked.connect() as attacker:
+            attacker.command(bytes(6))
+            attacker.initiator.frontend.set_notifier(Request.SET_VRING_CALL, REQUEST_RING, full)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(full, 0xFFFFFFFFFFFFFFFE)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(full, 1)
+            os.set_blocking(full, True)
+            for queue in attacker.initiator.queues:
+                queue.enable_notifications()
+            attacker.send(bytes(6))
+            victim.ok(inquiry(36), in_len=36)
+            give_up = time.monotonic() + PATIENCE
+            while attacked.queue(REQUEST_RING).error != "NOTIFIER_BLOCKS":
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+    finally:
+        os.set_blocking(full, False)
+        os.close(full)
