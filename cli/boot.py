@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vhost_scsi.cli.daemon_options import data_plane, given
+from vhost_scsi.cli.output import say
 from vhost_scsi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def command(image: str, **options: Any) -> None:
     if options["as_json"]:
         import json
 
-        click.echo(json.dumps({"schema_version": 1, "image": image, **result}))
+        say(json.dumps({"schema_version": 1, "image": image, **result}))
     else:
         click.echo(f"vhost-scsi: {result['what']} after {result['seconds']:.1f} s", err=True)
 
@@ -119,6 +120,8 @@ def _guest_config(config: DaemonConfig, options: dict[str, Any], socket_path: st
     show = sys.stderr if options["as_json"] else sys.stdout
 
     def stream(text: str) -> None:
+        if show is None:
+            return
         with suppress(BrokenPipeError, ValueError):
             show.write(text)
             show.flush()

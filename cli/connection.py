@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import duration, print_json, print_table, size
+from vhost_scsi.cli.output import duration, print_json, print_table, say, size
 from vhost_scsi.cli.session import age, print_keys
 from vhost_scsi.errors import ConfigError
 
@@ -56,17 +56,17 @@ def show(connection: str, name: str, control: str | None, as_json: bool) -> None
         print_json(answer)
         return
     row = answer["connection"]
-    click.echo(f"connection {session}:{cid}: {row['initiator']} at {row['target'] or 'discovery'}, for {age(row)}")
-    click.echo(f"addresses    from {row['peer']} to {row['local']}")
-    click.echo(f"digests      header {row['header_digest']}, data {row['data_digest']}, {row['digest_errors']} wrong")
-    click.echo(f"segments     we send up to {row['max_send_bytes']} bytes and take up to {row['max_recv_bytes']}")
-    click.echo(
+    say(f"connection {session}:{cid}: {row['initiator']} at {row['target'] or 'discovery'}, for {age(row)}")
+    say(f"addresses    from {row['peer']} to {row['local']}")
+    say(f"digests      header {row['header_digest']}, data {row['data_digest']}, {row['digest_errors']} wrong")
+    say(f"segments     we send up to {row['max_send_bytes']} bytes and take up to {row['max_recv_bytes']}")
+    say(
         f"commands     {row['commands']}, {row['active']} active, {row['r2ts']} R2Ts, "
         f"{row['waiting_for_buffers']} waiting for buffers"
     )
-    click.echo(f"received     {size(row['received_bytes'])} in {row['received_pdus']} PDUs")
-    click.echo(f"sent         {size(row['sent_bytes'])} in {row['sent_pdus']} PDUs")
-    click.echo(f"silent for   {duration(row['idle_us'])}")
+    say(f"received     {size(row['received_bytes'])} in {row['received_pdus']} PDUs")
+    say(f"sent         {size(row['sent_bytes'])} in {row['sent_pdus']} PDUs")
+    say(f"silent for   {duration(row['idle_us'])}")
     print_keys(answer["keys"])
 
 

@@ -7,19 +7,41 @@ Plain columns have no frames and no colours, so that a pipe gets what awk can re
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
+from vhost_scsi.errors import VhostScsiError
+
 RIGHT: Final = ">"
+
+
+class OutputError(VhostScsiError):
+    """What was to be said could not be written."""
+
+
+def say(text: str = "") -> None:
+    """One line on stdout; OutputError when it cannot be written. A pipe that nobody reads is not ours to explain."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would fail once more, with words of Python's own, when the process ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise OutputError(f"standard output: {error.strerror}") from None
 
 
 def print_json(value: dict[str, Any]) -> None:
     """One object, indented; `schema_version` first."""
     ordered = {"schema_version": value.get("schema_version"), **value}
-    click.echo(json.dumps(ordered, indent=2))
+    say(json.dumps(ordered, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
@@ -27,7 +49,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     names = [name.removeprefix(RIGHT) for name in columns]
     right = [name.startswith(RIGHT) for name in columns]
     cells = [["-" if value is None else str(value) for value in row] for row in rows]
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         _print_rich(names, right, cells, title)
         return
     widths = [max(len(row[index]) for row in [names, *cells]) for index in range(len(names))]
@@ -36,7 +58,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
             text.rjust(width) if to_right else text.ljust(width)
             for text, width, to_right in zip(row, widths, right, strict=True)
         )
-        click.echo("  ".join(fields).rstrip())
+        say("  ".join(fields).rstrip())
 
 
 def _print_rich(names: Sequence[str], right: Sequence[bool], cells: Sequence[Sequence[str]], title: str) -> None:

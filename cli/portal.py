@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import print_json, print_table
+from vhost_scsi.cli.output import print_json, print_table, say
 
 
 @click.group("portal")
@@ -38,4 +38,4 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
         ],
     )
     if answer["addresses_why_not"]:
-        click.echo(f"addresses of this machine are not known: {answer['addresses_why_not']}")
+        say(f"addresses of this machine are not known: {answer['addresses_why_not']}")

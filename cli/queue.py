@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import duration, print_json, print_table, size
+from vhost_scsi.cli.output import duration, print_json, print_table, say, size
 from vhost_scsi.errors import ConfigError
 
 STRIP_WIDTH: Final = 64
@@ -76,7 +76,7 @@ def show(queue: str, name: str, control: str | None, as_json: bool) -> None:
         return
     _print_queue(answer["queue"])
     if answer["ring"] is None:
-        click.echo("the ring does not run: the driver has not set it up")
+        say("the ring does not run: the driver has not set it up")
     else:
         _print_ring(answer["ring"])
     _print_tasks(answer["tasks"])
@@ -94,16 +94,16 @@ def state(queue: dict[str, Any]) -> str:
 
 
 def _print_queue(queue: dict[str, Any]) -> None:
-    click.echo(
+    say(
         f"port {queue['port']}, queue {queue['index']} ({queue['name']}): {state(queue)}, "
         f"{queue['layout']} ring of {queue['size']}, worker {queue['worker']}"
     )
-    click.echo(f"features     {' '.join(queue['features']) or 'none'}")
-    click.echo(
+    say(f"features     {' '.join(queue['features']) or 'none'}")
+    say(
         f"requests     {queue['requests']} in {queue['batches']} batches (at most {queue['max_batch']}), "
         f"{queue['in_flight']} in flight"
     )
-    click.echo(
+    say(
         f"notices      {queue['kicks']} kicks, {queue['interrupts']} interrupts, "
         f"{queue['interrupts_suppressed']} suppressed"
     )
@@ -111,27 +111,27 @@ def _print_queue(queue: dict[str, Any]) -> None:
 
 def _print_ring(ring: dict[str, Any]) -> None:
     unread = "?" if ring["avail_idx"] is None else (ring["avail_idx"] - ring["last_avail"]) % 65536
-    click.echo(
+    say(
         f"available    idx {_value(ring['avail_idx'])}, taken to {ring['last_avail']} ({unread} waiting), "
         f"flags {_flags(ring['avail_flags'])}, used_event {_value(ring['used_event'])}"
     )
-    click.echo(
+    say(
         f"used         idx {_value(ring['used_idx'])}, flags {_flags(ring['used_flags'])}, "
         f"avail_event {_value(ring['avail_event'])}"
     )
-    click.echo(f"descriptors  {shorten(ring['strip'])}")
-    click.echo(f"             {', '.join(f'{mark} {text}' for mark, text in ring['legend'].items())}")
+    say(f"descriptors  {shorten(ring['strip'])}")
+    say(f"             {', '.join(f'{mark} {text}' for mark, text in ring['legend'].items())}")
     if ring["moved"]:
-        click.echo("             the ring moved while it was read: what is shown may be of two moments")
+        say("             the ring moved while it was read: what is shown may be of two moments")
     for violation in ring["violations"] + [item for chain in ring["chains"] for item in chain["violations"]]:
-        click.echo(f"{'broken rule' if violation['forbidden'] else 'remark'}: {violation['text']}")
+        say(f"{'broken rule' if violation['forbidden'] else 'remark'}: {violation['text']}")
 
 
 def _print_tasks(tasks: list[dict[str, Any]]) -> None:
     if not tasks:
-        click.echo("in flight    nothing")
+        say("in flight    nothing")
         return
-    click.echo("")
+    say()
     print_table(
         [">head", "unit", "at", "command", ">lba", ">length", ">segments", ">age", "where", ">there", "cdb"],
         [

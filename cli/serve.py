@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vhost_scsi.cli.daemon_options import data_plane, given
+from vhost_scsi.cli.output import say
 from vhost_scsi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,7 +124,9 @@ def qemu_hints(config: DaemonConfig, options: dict[str, Any]) -> list[str]:
 
 
 def _say_ready(daemon: Service, hints: list[str], as_json: bool) -> None:
-    """The last line means that a front end may connect."""
+    """The last line means that a front end may connect. Who starts us without a stdout does not wait for one."""
+    if sys.stdout is None:
+        return
     if as_json:
         ready = {
             "schema_version": 1,
@@ -136,13 +140,13 @@ def _say_ready(daemon: Service, hints: list[str], as_json: bool) -> None:
             "iscsi_urls": daemon.iscsi.urls() if daemon.iscsi is not None else [],
             "qemu_options": [word for line in hints if not line.startswith("#") for word in shlex.split(line)],
         }
-        click.echo(json.dumps(ready))
+        say(json.dumps(ready))
         return
     for line in hints:
-        click.echo(line)
+        say(line)
     for url in daemon.iscsi.urls() if daemon.iscsi is not None else []:
-        click.echo(url)
+        say(url)
     for port in daemon.ports.values():
-        click.echo(f"READY {port.name} {port.where}")
+        say(f"READY {port.name} {port.where}")
     for portal in daemon.iscsi.portals if daemon.iscsi is not None else []:
-        click.echo(f"READY iscsi {portal}")
+        say(f"READY iscsi {portal}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import print_json, print_table, uptime
+from vhost_scsi.cli.output import print_json, print_table, say, uptime
 
 
 @click.group("session")
@@ -56,15 +56,15 @@ def show(session: int, name: str, control: str | None, as_json: bool) -> None:
         print_json(answer)
         return
     row = answer["session"]
-    click.echo(f"session {row['session']}: {row['initiator']} at {row['target'] or 'discovery'}, for {age(row)}")
-    click.echo(f"identity     isid {row['isid']}, portal group {row['portal_group']}, CHAP name {row['user'] or '-'}")
-    click.echo(f"window       {row['window']} commands, from {row['exp_cmd_sn']} to {row['max_cmd_sn']}")
-    click.echo(f"commands     {row['commands']}, {row['active']} active")
+    say(f"session {row['session']}: {row['initiator']} at {row['target'] or 'discovery'}, for {age(row)}")
+    say(f"identity     isid {row['isid']}, portal group {row['portal_group']}, CHAP name {row['user'] or '-'}")
+    say(f"window       {row['window']} commands, from {row['exp_cmd_sn']} to {row['max_cmd_sn']}")
+    say(f"commands     {row['commands']}, {row['active']} active")
     print_keys(answer["keys"])
     for lun in answer["luns"]:
-        click.echo(f"LUN {lun['lun']:<8} {lun['unit']}")
+        say(f"LUN {lun['lun']:<8} {lun['unit']}")
     for connection in answer["connections"]:
-        click.echo(f"connection   {connection['connection']}, from {connection['peer']} to {connection['local']}")
+        say(f"connection   {connection['connection']}, from {connection['peer']} to {connection['local']}")
 
 
 @command.command("reset")
@@ -103,11 +103,11 @@ def refused(name: str, control: str | None, as_json: bool) -> None:
         print_json(answer)
         return
     if not answer["refused"]:
-        click.echo("nothing was refused")
+        say("nothing was refused")
     for refusal in answer["refused"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(refusal["last"]))
         times = f" ({refusal['times']} times)" if refusal["times"] > 1 else ""
-        click.echo(f"{when}  {refusal['text']}{times}")
+        say(f"{when}  {refusal['text']}{times}")
 
 
 def age(row: dict[str, Any]) -> str:
@@ -118,4 +118,4 @@ def print_keys(keys: dict[str, Any]) -> None:
     """What was negotiated, as in the protocol: Yes and No."""
     for key, value in keys.items():
         said = {True: "Yes", False: "No"}[value] if isinstance(value, bool) else value
-        click.echo(f"{'keys' if key == next(iter(keys)) else '':<12} {key}={said}")
+        say(f"{'keys' if key == next(iter(keys)) else '':<12} {key}={said}")

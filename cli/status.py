@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import print_json, print_table, size, uptime
+from vhost_scsi.cli.output import print_json, print_table, say, size, uptime
 
 
 @click.command("status")
@@ -19,22 +19,20 @@ def command(name: str, control: str | None, as_json: bool) -> None:
         print_json(status)
         return
     why = f" ({status['engine_why_not']})" if status["engine_why_not"] else ""
-    click.echo(
-        f"{status['name']}: vhost-scsi {status['version']}, pid {status['pid']}, up {uptime(status['uptime_s'])}"
-    )
-    click.echo(f"engine {status['engine']}{why}, polling {status['poll']}, log level {status['log_level']}")
-    click.echo(
+    say(f"{status['name']}: vhost-scsi {status['version']}, pid {status['pid']}, up {uptime(status['uptime_s'])}")
+    say(f"engine {status['engine']}{why}, polling {status['poll']}, log level {status['log_level']}")
+    say(
         f"{size(status['rss_bytes'])} resident, {status['descriptors']} descriptors, "
         f"{status['logical_units']} logical units, {status['loop_stalls']} stalls of the control loop"
     )
     if status["iscsi"] is not None:
         iscsi = status["iscsi"]
-        click.echo(
+        say(
             f"iSCSI at {' '.join(iscsi['portals'])}: {iscsi['targets']} targets, {iscsi['sessions']} sessions, "
             f"{iscsi['connections']} connections, {iscsi['logins_in_progress']} logins in progress"
         )
     if status["ports"]:
-        click.echo("")
+        say()
         print_table(
             ["port", "socket", "state", ">luns", ">queues", ">requests", ">in flight"],
             [
@@ -50,7 +48,7 @@ def command(name: str, control: str | None, as_json: bool) -> None:
                 for port in status["ports"]
             ],
         )
-    click.echo("")
+    say()
     print_table(
         [">worker", ">thread", ">requests", ">batches", ">kicks", ">interrupts", ">suppressed", ">sleeps"],
         [

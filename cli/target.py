@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import print_json, print_table
+from vhost_scsi.cli.output import print_json, print_table, say
 from vhost_scsi.errors import ConfigError
 
 
@@ -54,9 +54,9 @@ def show(target: str, name: str, control: str | None, as_json: bool) -> None:
         print_json(answer)
         return
     row = answer["target"]
-    click.echo(f"{row['name']}: {_state(row)}{', ' + row['alias'] if row['alias'] else ''}")
-    click.echo(f"portals         {' '.join(answer['portals']) or 'none'}")
-    click.echo(f"authentication  {', '.join(row['authentication']) or 'none'}")
+    say(f"{row['name']}: {_state(row)}{', ' + row['alias'] if row['alias'] else ''}")
+    say(f"portals         {' '.join(answer['portals']) or 'none'}")
+    say(f"authentication  {', '.join(row['authentication']) or 'none'}")
     for entry in answer["acl"]:
         who = ", ".join(entry["initiators"]) or "anybody"
         where = f" from {', '.join(entry['networks'])}" if entry["networks"] else ""
@@ -65,11 +65,11 @@ def show(target: str, name: str, control: str | None, as_json: bool) -> None:
             if entry["luns"] is None
             else f", LUNs {' '.join(f'{lun}={unit}' for lun, unit in entry['luns'].items())}"
         )
-        click.echo(f"let in          {who}{where}{luns}")
+        say(f"let in          {who}{where}{luns}")
     for lun in answer["luns"]:
-        click.echo(f"LUN {lun['lun']:<11} {lun['unit']}")
+        say(f"LUN {lun['lun']:<11} {lun['unit']}")
     for session in answer["sessions"]:
-        click.echo(f"session {session['session']:<7} {session['initiator']}, {session['commands']} commands")
+        say(f"session {session['session']:<7} {session['initiator']}, {session['commands']} commands")
 
 
 @command.command("add")

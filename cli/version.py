@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vhost_scsi import __version__
-from vhost_scsi.cli.output import print_json
+from vhost_scsi.cli.output import print_json, say
 
 
 @click.command("version")
@@ -21,11 +21,11 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(versions)
         return
-    click.echo(f"vhost-scsi {versions['version']}")
-    click.echo(f"Python {versions['python']}")
-    click.echo(f"Linux {versions['kernel']}")
+    say(f"vhost-scsi {versions['version']}")
+    say(f"Python {versions['python']}")
+    say(f"Linux {versions['kernel']}")
     qemu = versions["qemu"]
-    click.echo(f"QEMU {qemu['version']} ({qemu['command']})" if qemu["version"] else f"no QEMU: {qemu['why_not']}")
+    say(f"QEMU {qemu['version']} ({qemu['command']})" if qemu["version"] else f"no QEMU: {qemu['why_not']}")
 
 
 def _versions() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import COMMAND, Run
+from tests.cli.conftest import COMMAND, Run, Serve
 
 
 def one_line(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
@@ -98,6 +98,30 @@ def test_qemu_dies_at_once(run: Run, disk: Path) -> None:
 def test_the_time_is_up(run: Run, disk: Path) -> None:
     result = run("boot", disk, "--expect", "never", "--timeout", "0.5", "--quiet", env={"FAKE_QEMU": "login"})
     one_line(result, 13, "no 'never' within 0.5 s")
+
+
+def test_a_serial_log_that_cannot_be(run: Run, disk: Path) -> None:
+    one_line(run("boot", disk, "--serial-log", "/nodir/x"), 3, "serial log: /nodir/x: No such file or directory")
+
+
+def to(stdout: str, environment: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command with a stdout that a shell made."""
+    script = ["sh", "-c", f'exec "$@" {stdout}', "sh", *COMMAND, *words]
+    return subprocess.run(script, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+
+
+def test_answers_that_cannot_be_written(serve: Serve, environment: dict[str, str], tmp_path: Path) -> None:
+    serve("--lun", "0:0=memory:1M")
+    for words in (["status"], ["status", "--json"], ["queue", "list"]):
+        one_line(to("> /dev/full", environment, tmp_path, *words), 1, "standard output: No space left on device")
+        one_line(to(">&-", environment, tmp_path, *words), 1, "standard output is closed")
+
+
+def test_a_ready_line_that_cannot_be_written_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    words = ["serve", "--socket-path", "e.sock", "--control", "c.sock", "--lun", "0:0=memory:1M"]
+    result = to("> /dev/full", environment, tmp_path, *words, "--log-level", "error")
+    one_line(result, 1, "standard output: No space left on device")
+    assert list(tmp_path.glob("*.sock*")) == []
 
 
 def test_no_daemon(run: Run) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from vhost_scsi.errors import ConfigError
 from vhost_scsi.qemu.binary import Qemu
 from vhost_scsi.qemu.console import Console
 from vhost_scsi.qemu.errors import GuestTimeout, QemuDied, QemuError
@@ -84,6 +85,13 @@ def command_line(config: GuestConfig, serial_fd: int, qmp_fd: int, firmware: lis
     return words + list(config.extra)
 
 
+def _serial_log(path: Path) -> IO[bytes]:
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise ConfigError(f"serial log: {path}: {error.strerror}") from error
+
+
 class Guest:
     """One QEMU process. Use it as a context manager: whatever happens, QEMU is gone at the end."""
 
@@ -133,7 +141,7 @@ class Guest:
         log: IO[bytes] | None = None
         with serial_peer, qmp_peer:
             if self.config.serial_log is not None:
-                log = self._cleanup.enter_context(self.config.serial_log.open("wb", buffering=0))
+                log = self._cleanup.enter_context(_serial_log(self.config.serial_log))
             words = command_line(self.config, serial_peer.fileno(), qmp_peer.fileno(), self._firmware())
             fds = (serial_peer.fileno(), qmp_peer.fileno())
             self._thread(lambda: self._supervise(words, fds), "qemu")
