@@ -8,6 +8,7 @@ The back end runs in this process, QEMU as its child; whatever ends, both are go
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import signal
@@ -36,12 +37,29 @@ PORT: Final = "boot"
 FOREVER: Final = 365 * 86400.0
 
 
+def _not_empty(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    # Every console says nothing at once.
+    if value == "":
+        raise click.BadParameter("an empty text is always seen")
+    return value
+
+
+def _a_number(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no time")
+    return value
+
+
 @click.command("boot")
 @click.argument("image", metavar="IMAGE")
 @click.option("--snapshot", is_flag=True, help="keep what the guest writes in memory; IMAGE is only read")
-@click.option("--expect", metavar="TEXT", help="end with success as soon as the console says this")
+@click.option("--expect", metavar="TEXT", callback=_not_empty, help="end with success as soon as the console says this")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="and with 13 after this"
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True, max=FOREVER),
+    callback=_a_number,
+    metavar="SECONDS",
+    help="and with 13 after this",
 )
 @click.option("--serial-log", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="the console, raw")
 @click.option("--bios/--efi", "bios", default=True, help="the firmware that boots it [default: bios]")

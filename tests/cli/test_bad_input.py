@@ -91,6 +91,10 @@ def test_no_qemu(run: Run, disk: Path) -> None:
     one_line(run("boot", disk, env={"VHOST_SCSI_QEMU": "/nowhere/qemu"}), 11, "is no program")
 
 
+def test_what_is_no_qemu(run: Run, disk: Path) -> None:
+    one_line(run("boot", disk, env={"VHOST_SCSI_QEMU": "/bin/false"}), 11, "/bin/false --version ended with status 1")
+
+
 def test_qemu_dies_at_once(run: Run, disk: Path) -> None:
     one_line(run("boot", disk, env={"FAKE_QEMU": "dies"}), 12, "fake: Failed to connect to '/nowhere'")
 
@@ -122,6 +126,19 @@ def test_a_ready_line_that_cannot_be_written_leaves_nothing(environment: dict[st
     result = to("> /dev/full", environment, tmp_path, *words, "--log-level", "error")
     one_line(result, 1, "standard output: No space left on device")
     assert list(tmp_path.glob("*.sock*")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--expect", ""], "an empty text is always seen"),
+        (["--timeout", "nan"], "nan is no time"),
+        (["--timeout", "inf"], "inf is not in the range"),
+        (["--timeout", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_an_end_that_makes_no_sense(run: Run, disk: Path, words: list[str], said: str) -> None:
+    one_line(run("boot", disk, *words, env={"FAKE_QEMU": "login"}), 2, said)
 
 
 def test_no_daemon(run: Run) -> None:

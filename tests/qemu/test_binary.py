@@ -60,8 +60,15 @@ def test_a_name_that_is_no_program_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_program_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VHOST_SCSI_QEMU", str(script(tmp_path / "broken", "echo no library >&2; exit 127")))
-    with pytest.raises(QemuError, match="status 127: no library"):
+    with pytest.raises(QemuNotFound, match="status 127: no library"):
         find_qemu()
+
+
+def test_a_qemu_without_our_device_is_one_that_refuses(tmp_path: Path) -> None:
+    broken = script(tmp_path / "broken", "echo no such device >&2; exit 1")
+    with pytest.raises(QemuError, match="no such device") as caught:
+        Qemu((str(broken),), (10, 0, 0)).properties()
+    assert caught.value.exit_code == 10
 
 
 def test_a_program_that_cannot_be_executed_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

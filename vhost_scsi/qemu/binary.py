@@ -102,5 +102,7 @@ def _ask(command: tuple[str, ...], *arguments: str) -> str:
         raise QemuNotFound(f"{command[0]} cannot be run: {error}") from error
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["it wrote nothing to stderr"])[-1]
-        raise QemuError(f"{command[0]} {shlex.join(arguments)} ended with status {done.returncode}: {words}")
+        # What does not even tell its version is none; one that does, and has no such device, is a QEMU that refuses.
+        kind = QemuNotFound if arguments == ("--version",) else QemuError
+        raise kind(f"{command[0]} {shlex.join(arguments)} ended with status {done.returncode}: {words}")
     return done.stdout
