@@ -123,6 +123,38 @@ static void every_shape_of_a_request(uint32_t features, uint32_t regions)
 	machine_close(&m);
 }
 
+/* virtio 1.3, 2.7.4: a device may rely on no framing: the header lies in three pieces, of which the last goes on with the data. */
+static void a_header_in_pieces(void)
+{
+	struct machine_queue *q = &m.queues[Q];
+	struct vs_driver_buffer b[5];
+	uint8_t header[REQUEST_BYTES] = { 1 }, *p;
+	uint32_t head, written;
+
+	open_machine(all_features);
+	cdb_write10(header + 19, 5, 2);
+	p = vs_guest_ptr(&m.guest, q->slots);
+	memcpy(p, header, 3);
+	memcpy(p + 100, header + 3, 20);
+	memcpy(p + 200, header + 23, REQUEST_BYTES - 23);
+	memset(p + 200 + REQUEST_BYTES - 23, 'h', 600);
+	memset(p + 2000, 'h', 2 * BLOCK - 600);
+	b[0] = (struct vs_driver_buffer){ q->slots, 3 };
+	b[1] = (struct vs_driver_buffer){ q->slots + 100, 20 };
+	b[2] = (struct vs_driver_buffer){ q->slots + 200, REQUEST_BYTES - 23 + 600 };
+	b[3] = (struct vs_driver_buffer){ q->slots + 2000, 2 * BLOCK - 600 };
+	b[4] = (struct vs_driver_buffer){ q->slots + 4096, RESPONSE_BYTES };
+	CHECK(vs_driver_add(&q->driver, b, 4, 1, false) >= 0);
+	machine_kick(&m, Q);
+	unit_settle(m.unit);
+	CHECK_EQ(vs_driver_collect(&q->driver, &head, &written), 1);
+	CHECK_EQ(written, RESPONSE_BYTES);
+	CHECK(p[4096 + 10] == VS_STATUS_GOOD && p[4096 + 11] == VS_RESP_OK);
+	p = m.unit->medium->data + 5 * BLOCK;
+	CHECK(p[0] == 'h' && !memcmp(p, p + 1, 2 * BLOCK - 1) && p[2 * BLOCK] == 0);
+	machine_close(&m);
+}
+
 static void residuals(void)
 {
 	struct request r = reading(3, 2), w = writing(3, 2, NULL);
@@ -358,6 +390,95 @@ static void tasks_can_be_looked_at(void)
 	machine_close(&m);
 }
 
+/* What stands in a ring when the TMF arrives was sent before it: it is taken, and ends with it. */
+static void an_abort_takes_what_the_ring_holds(void)
+{
+	struct vs_tmf tmf = { .port_cookie = 77, .match = VS_TMF_PORT | VS_TMF_LU, .action = VS_TMF_ABORT, .response = VS_RESP_RESET, .cookie = 910 };
+	struct request r = reading(9, 1);
+	struct response a;
+	uint64_t matched = 0;
+
+	open_machine(all_features);
+	tmf.lu = m.unit->lu;
+	medium_hold(m.unit->medium, true);
+	machine_send(&m, Q, &r);
+	machine_send(&m, OTHER, &r);
+	medium_forget(m.unit->medium);
+	vs_tmf_post(m.unit->core, &tmf);
+	for (int i = 0; i < UNIT_WORKERS; i++)
+		matched += unit_wait(m.unit, VS_UP_DONE, 910, NULL).aux;
+	CHECK_EQ(matched, 2);
+	CHECK_EQ(m.unit->medium->nlog, 0);
+	medium_hold(m.unit->medium, false);
+	for (uint32_t q = Q; q <= OTHER; q++) {
+		CHECK(machine_poll(&m, q, &a) >= 0);
+		CHECK(a.response == VS_RESP_RESET && a.status == 0);
+		works(&m, q);
+	}
+	machine_close(&m);
+}
+
+static struct request unmapping(uint8_t *list, uint32_t first, uint32_t blocks, uint32_t other)
+{
+	struct request r = { .cdb = { 0x42, [8] = 56 }, .out = list, .out_length = 56 };
+
+	memset(list, 0, 56);
+	list[3] = 48;
+	vs_put_be64(list + 8, first);
+	vs_put_be32(list + 16, blocks);
+	vs_put_be64(list + 24, 5000); /* of no blocks: touches nothing */
+	vs_put_be64(list + 40, other);
+	vs_put_be32(list + 48, blocks);
+	return r;
+}
+
+/* UNMAP is locked from its first block to its last; who waits for a lock can be aborted. */
+static void an_unmap_waits_for_an_exclusive_command(void)
+{
+	struct request caw = { .cdb = { 0x89, [9] = 20, [13] = 1 }, .out_length = 2 * BLOCK }, r;
+	struct vs_tmf tmf = { .match = VS_TMF_TAG | VS_TMF_NEXUS, .action = VS_TMF_ABORT, .response = VS_RESP_ABORTED, .tag = 99, .cookie = 920 };
+	static const uint8_t zeroes[2 * BLOCK];
+	uint8_t list[56];
+	struct response a;
+
+	machine_open(&m, &(struct machine_options){ .unit.lu.unmap = 1, .unit.info = { .unmap = VS_CAP_NATIVE }, .features = all_features });
+	tmf.nexus = m.unit->nexus;
+	caw.out = zeroes;
+	medium_hold(m.unit->medium, true);
+	machine_send(&m, Q, &caw);
+	unit_settle(m.unit);
+	CHECK_EQ(medium_held(m.unit->medium), 1);
+	r = unmapping(list, 10, 5, 19); /* 10..23 */
+	r.tag = 98;
+	machine_send(&m, OTHER, &r);
+	r.tag = 99;
+	machine_send(&m, OTHER, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(medium_held(m.unit->medium), 1);
+	r = unmapping(list, 21, 0, 0);
+	machine_do(&m, OTHER, &r, &a);
+	CHECK_EQ(a.status, VS_STATUS_GOOD);
+	vs_tmf_post(m.unit->core, &tmf);
+	CHECK_EQ(unit_wait(m.unit, VS_UP_DONE, 920, NULL).err + unit_wait(m.unit, VS_UP_DONE, 920, NULL).err, 0);
+	CHECK(machine_poll(&m, OTHER, &a) >= 0);
+	CHECK_EQ(a.response, VS_RESP_ABORTED);
+	r = unmapping(list, 21, 2, 24); /* beyond */
+	machine_send(&m, OTHER, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(medium_held(m.unit->medium), 2);
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	machine_receive(&m, Q, &a);
+	is_good(&a, 0, 0);
+	for (int i = 0; i < 2; i++) {
+		machine_receive(&m, OTHER, &a);
+		is_good(&a, 0, 0);
+	}
+	unit_settle(m.unit);
+	CHECK_EQ(vs_gate_read(m.unit->lu, NULL), 0);
+	machine_close(&m);
+}
+
 /* ---- control and event queues ---------------------------------------------------------------------------------------------------------------- */
 
 /* A chain of one readable and one writable buffer: its head. */
@@ -443,6 +564,9 @@ static void the_event_queue(void)
 	open_machine(all_features);
 	CHECK_EQ(vs_vdev_create(m.unit->core, &params, &never), 0);
 	CHECK_EQ(vs_vdev_event(never, event, 1), -ENOBUFS);
+	a = eventfd(0, EFD_CLOEXEC);
+	CHECK_EQ(vs_queue_set_kick(never, Q, a, 1), -EINVAL);
+	CHECK(fcntl(a, F_GETFD) < 0); /* it owns what it is given, whatever it says */
 	vs_vdev_destroy(never);
 	at = m.queues[VS_QUEUE_EVENT].slots;
 	CHECK_EQ(post_event(event), -ENOBUFS);
@@ -1009,6 +1133,7 @@ int main(void)
 	every_shape_of_a_request(0, 1);
 	every_shape_of_a_request(VS_RING_EVENT_IDX, 3);
 	every_shape_of_a_request(all_features, 8);
+	a_header_in_pieces();
 	residuals();
 	many_at_once(0, false, false);
 	many_at_once(all_features, false, true);
@@ -1018,6 +1143,8 @@ int main(void)
 	an_attribute_that_does_not_exist();
 	what_python_sees_and_answers();
 	tasks_can_be_looked_at();
+	an_abort_takes_what_the_ring_holds();
+	an_unmap_waits_for_an_exclusive_command();
 	the_control_queue();
 	the_event_queue();
 	a_device_without_credit_waits();
