@@ -240,7 +240,7 @@ static int file_resize(struct vs_store *s, uint64_t size)
 			return err;
 		if (size == 0 || size % f->unit)
 			return -EINVAL;
-	} else if (size != vs_store_size(s)) {
+	} else if (size != vs_store_size(s) || atomic_load_explicit(&f->cut_off, memory_order_relaxed) < size) {
 		if (f->block_device)
 			return -ENOTSUP;
 		if (s->info.read_only)
@@ -251,6 +251,8 @@ static int file_resize(struct vs_store *s, uint64_t size)
 			return -errno;
 	}
 	__atomic_store_n(&s->info.size, size, __ATOMIC_RELAXED);
+	/* Whoever resizes knows what the file holds by now. */
+	atomic_store_explicit(&f->cut_off, UINT64_MAX, memory_order_relaxed);
 	return 0;
 }
 
@@ -305,6 +307,7 @@ int vs_store_file(vs_core *core, const char *path, uint32_t flags, vs_store **ou
 		return vs_store_why(why, why_size, ENOMEM, "file: out of memory");
 	}
 	f->fd = -1;
+	atomic_init(&f->cut_off, UINT64_MAX);
 	vs_spans_init(&f->spans, 1);
 	err = open_file(path, flags, &f->fd, why, why_size);
 	if (err) {

@@ -13,6 +13,8 @@ struct file_store {
 	bool block_device, direct;
 	/* Learnt while running, by any worker: what the file system refused is not asked again. */
 	_Atomic bool no_zero_range, no_punch;
+	/* Where somebody cut the file off, as far as we know; UINT64_MAX: nowhere. What lies behind is gone even when the file grows again. */
+	_Atomic uint64_t cut_off;
 	uint32_t unit;       /* of direct I/O: offsets and lengths; 1 when buffered */
 	uint32_t memory_unit; /* of direct I/O: addresses */
 	uint32_t sector;     /* of a block device: what fallocate takes there; 1 for a file */

@@ -10,6 +10,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "store_file.h"
@@ -106,6 +107,52 @@ static void cleared(struct file_store *f, struct vs_io *io)
 		end(f, io, VS_ERR_NONE);
 }
 
+/* ---- a file that was cut off ------------------------------------------------------------------------------------------------------------- */
+
+static void measure_call(struct vs_op *op)
+{
+	struct stat st;
+
+	op->result = fstat(op->fd, &st) ? -errno : st.st_size;
+}
+
+/* Never moves up: the next write behind the end would turn what is missing into zeroes. */
+static void latch_cut_off(struct file_store *f, uint64_t at)
+{
+	uint64_t known = atomic_load_explicit(&f->cut_off, memory_order_relaxed);
+
+	while (at < known && !atomic_compare_exchange_weak_explicit(&f->cut_off, &known, at, memory_order_release, memory_order_relaxed))
+		;
+}
+
+static void measured(struct vs_worker *w, struct vs_op *op)
+{
+	struct vs_io *io = io_of(op);
+	struct file_store *f = file_of(io->store);
+
+	(void)w;
+	if (op->result >= 0)
+		latch_cut_off(f, (uint64_t)op->result);
+	end(f, io, VS_ERR_GONE);
+}
+
+/* A read came to an end at op->offset + result. The file may be shorter still; a device grows by no write, and may be whole again. */
+static void gone(struct file_store *f, struct vs_io *io)
+{
+	if (f->block_device) {
+		end(f, io, VS_ERR_GONE);
+		return;
+	}
+	latch_cut_off(f, io->eng.offset + (uint64_t)io->eng.result);
+	io->eng.call = measure_call;
+	submit(io, VS_OP_CALL, measured);
+}
+
+static bool behind_the_cut(const struct file_store *f, const struct vs_io *io)
+{
+	return io->offset + io->length > atomic_load_explicit(&f->cut_off, memory_order_acquire);
+}
+
 /* ---- straight -------------------------------------------------------------------------------------------------------------------------- */
 
 static void moved(struct vs_worker *w, struct vs_op *op);
@@ -161,6 +208,14 @@ static int32_t error_of(const struct file_store *f, const struct vs_io *io, ssiz
 	return VS_ERR_NONE;
 }
 
+static void failed(struct file_store *f, struct vs_io *io, int32_t err)
+{
+	if (err == VS_ERR_GONE && io->eng.result >= 0)
+		gone(f, io);
+	else
+		end(f, io, err);
+}
+
 static void moved(struct vs_worker *w, struct vs_op *op)
 {
 	struct vs_io *io = io_of(op);
@@ -175,7 +230,7 @@ static void moved(struct vs_worker *w, struct vs_op *op)
 	if (op->result != -EINTR) {
 		err = error_of(f, io, op->result, io->op == VS_IO_READ);
 		if (err) {
-			end(f, io, err);
+			failed(f, io, err);
 			return;
 		}
 		io->progress += (uint64_t)op->result;
@@ -262,7 +317,7 @@ static void bounced(struct vs_worker *w, struct vs_op *op)
 	if (op->result != -EINTR) {
 		err = error_of(f, io, op->result, reads);
 		if (err) {
-			end(f, io, err);
+			failed(f, io, err);
 			return;
 		}
 		b->done += (uint64_t)op->result;
@@ -434,6 +489,10 @@ enum vs_submit vs_file_submit(struct vs_store *s, struct vs_io *io)
 			return VS_SUBMIT_DONE;
 		submit(io, VS_OP_FDATASYNC, synced);
 		return VS_SUBMIT_PENDING;
+	}
+	if (vs_unlikely(behind_the_cut(f, io))) {
+		io->err = VS_ERR_GONE;
+		return VS_SUBMIT_DONE;
 	}
 	if (f->direct && io->op != VS_IO_READ) {
 		io->msg.run = have_units;

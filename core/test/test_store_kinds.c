@@ -239,6 +239,46 @@ static void test_file_truncated(uint32_t flags)
 	vs_store_destroy(s);
 }
 
+static uint64_t size_on_disk(void)
+{
+	struct stat st;
+
+	CHECK(stat(path, &st) == 0);
+	return (uint64_t)st.st_size;
+}
+
+/* One read behind the end, and what was cut off stays away: no write may turn it into zeroes. */
+static void test_file_cut_off_for_good(uint32_t flags)
+{
+	struct vs_store *s;
+
+	image("cut", SIZE);
+	s = file(flags);
+	CHECK(truncate(path, SIZE / 4) == 0);
+	CHECK_EQ(io(s, VS_IO_READ, 0, SIZE / 2, 4096), VS_ERR_GONE);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, SIZE - 4096, 4096), VS_ERR_GONE);
+	CHECK_EQ(io(s, VS_IO_WRITE, VS_IO_FUA, SIZE / 4 - 512, 1024), VS_ERR_GONE);
+	CHECK_EQ(io(s, VS_IO_ZERO, 0, SIZE / 4, 4096), VS_ERR_GONE);
+	if (s->info.unmap)
+		CHECK_EQ(io(s, VS_IO_UNMAP, 0, SIZE / 4, 4096), VS_ERR_GONE);
+	CHECK_EQ(size_on_disk(), SIZE / 4);
+	CHECK_EQ(io(s, VS_IO_READ, 0, SIZE / 4, 512), VS_ERR_GONE);
+	/* What is left is as good as ever, and nothing that was promised is lost. */
+	CHECK_EQ(io(s, VS_IO_WRITE, VS_IO_FUA, SIZE / 4 - 4096, 4096), VS_ERR_NONE);
+	CHECK_EQ(io(s, VS_IO_READ, 0, 0, SIZE / 4), VS_ERR_NONE);
+	CHECK_EQ(io(s, VS_IO_FLUSH, 0, 0, 0), VS_ERR_NONE);
+	CHECK(truncate(path, SIZE) == 0);
+	CHECK_EQ(io(s, VS_IO_READ, 0, SIZE / 2, 4096), VS_ERR_GONE);
+	CHECK_EQ(vs_store_resize(s, 0), 0);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, SIZE - 4096, 4096), VS_ERR_NONE);
+	/* The size that it has in our books already: that, too, makes it whole. */
+	CHECK(truncate(path, SIZE / 2) == 0);
+	CHECK_EQ(io(s, VS_IO_READ, 0, SIZE - 4096, 4096), VS_ERR_GONE);
+	CHECK_EQ(vs_store_resize(s, SIZE), 0);
+	reads_as(s, SIZE / 2, SIZE / 2, 0);
+	vs_store_destroy(s);
+}
+
 static void test_file_no_space(void)
 {
 	struct rlimit old, small = { SIZE / 2, RLIM_INFINITY };
@@ -767,6 +807,7 @@ static void with_engine(uint32_t engine)
 	for (i = 0; i < 2; i++) {
 		test_file_durability(caches[i]);
 		test_file_truncated(caches[i]);
+		test_file_cut_off_for_good(caches[i]);
 		test_file_holes(caches[i]);
 		test_file_refused_fallocate(caches[i]);
 		test_file_long_iovecs(caches[i], caches[i] ? 512 : 37);
