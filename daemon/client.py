@@ -6,6 +6,7 @@ Synchronous, one request at a time. It needs no event loop and loads nothing hea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -70,7 +71,9 @@ class ControlClient:
         self._next_id += 1
         request = {"jsonrpc": "2.0", "id": self._next_id, "method": method, "params": params}
         try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            # Who hangs up before it was asked has said why, and that can still be read.
+            with contextlib.suppress(BrokenPipeError):
+                self._socket.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(self._line())
         except OSError as error:
             raise NoDaemon(f"the daemon on {self.path} does not answer: {error}") from None

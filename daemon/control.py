@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from vhost_scsi.daemon.client import directory
-from vhost_scsi.daemon.rpc import INTERNAL_ERROR, INVALID_REQUEST, MAX_REQUEST, Dispatcher, Method, encode, error_answer
+from vhost_scsi.daemon.rpc import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    MAX_REQUEST,
+    TOO_MANY,
+    Dispatcher,
+    Method,
+    encode,
+    error_answer,
+)
 from vhost_scsi.errors import ConfigError, SocketInUse
 
 MAX_CLIENTS: Final = 32
@@ -138,7 +147,12 @@ class ControlServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._clients) >= MAX_CLIENTS or not _is_ours(writer.get_extra_info("socket")):
+        if not _is_ours(writer.get_extra_info("socket")):
+            writer.transport.abort()
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            # Fits into the empty socket at once; nothing of it waits here.
+            writer.write(encode(error_answer(None, TOO_MANY, f"too many clients: {MAX_CLIENTS} are connected")))
             writer.transport.abort()
             return
         self._clients.add(task)

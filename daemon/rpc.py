@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +26,7 @@ MAX_ANSWER: Final = 32 << 20
 MAX_BATCH: Final = 64
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
-NO_HANDSHAKE, WRONG_PROTOCOL, REFUSED = -32001, -32002, -32003
+NO_HANDSHAKE, WRONG_PROTOCOL, REFUSED, TOO_MANY = -32001, -32002, -32003, -32004
 
 TYPES: Final[Mapping[str, type]] = {"string": str, "integer": int, "boolean": bool, "object": dict}
 
@@ -99,7 +100,7 @@ class Dispatcher:
     async def answer(self, line: bytes) -> bytes | None:
         """The line that answers a line; None where only notifications were sent."""
         try:
-            message = json.loads(line)
+            message = json.loads(line, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError):
             return encode(error_answer(None, PARSE_ERROR, "not JSON"))
         if isinstance(message, list):
@@ -147,6 +148,14 @@ class Dispatcher:
             raise RpcError(METHOD_NOT_FOUND, f"unknown method {name[:64]!r}{nearest(name[:64], self._methods)}")
         result = method.call(**method.check(params))
         return await result if inspect.isawaitable(result) else result
+
+
+def _finite(text: str) -> float:
+    # NaN and Infinity are Python's own additions, and 1e999 becomes one of them: an answer with it would be no JSON.
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def error_answer(ident: Any, code: int, message: str) -> dict[str, Any]:

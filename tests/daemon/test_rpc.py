@@ -15,6 +15,8 @@ from vhost_scsi.daemon import rpc
 from vhost_scsi.daemon.rpc import Dispatcher, Method, Param
 from vhost_scsi.errors import ConfigError
 
+NOT_FINITE = (b"NaN", b"-Infinity", b"1e999", b"-1e999")
+
 
 def double(number: int, note: str = "") -> dict[str, Any]:
     return {"doubled": 2 * number, "note": note}
@@ -137,6 +139,7 @@ def test_an_empty_or_a_huge_batch_is_refused(count: int) -> None:
         (b"\xff\xfe", rpc.PARSE_ERROR),
         (b"[" * 50_000, rpc.PARSE_ERROR),
         (b"9" * 10_000, rpc.PARSE_ERROR),
+        *((b'{"jsonrpc": "2.0", "method": "help", "id": %s}' % number, rpc.PARSE_ERROR) for number in NOT_FINITE),
         (b"null", rpc.INVALID_REQUEST),
         (b"7", rpc.INVALID_REQUEST),
         (b"{}", rpc.INVALID_REQUEST),
