@@ -122,6 +122,7 @@ void vs_core_destroy(vs_core *c)
 	vs_watchdog_stop(c);
 	for (uint32_t i = 0; i < c->config.nworkers; i++)
 		vs_worker_stop(&c->workers[i]);
+	vs_watchdog_free(c);
 	while (vs_core_drain(c, &up, &info, 1))
 		;
 	for (uint32_t i = 0; i < c->config.nworkers; i++)

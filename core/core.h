@@ -223,7 +223,7 @@ struct vs_core {
 	struct vs_upnode *up_head, **up_tail; /* control only */
 	int up_fd;
 	struct vs_range_registry *range_registry; /* excl.c: LUs with exclusive ranges that wait */
-	struct vs_watchdog *watchdog;
+	_Atomic(struct vs_watchdog *) watchdog; /* workers run before it and after it */
 	bool started;
 };
 

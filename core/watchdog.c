@@ -77,8 +77,10 @@ static void wake(struct vs_watchdog *d)
 
 void vs_watchdog_awake(struct vs_core *c)
 {
-	if (c->watchdog && vs_unlikely(atomic_load_explicit(&c->watchdog->asleep, memory_order_seq_cst)) && atomic_exchange(&c->watchdog->asleep, 0))
-		wake(c->watchdog);
+	struct vs_watchdog *d = atomic_load_explicit(&c->watchdog, memory_order_acquire);
+
+	if (d && vs_unlikely(atomic_load_explicit(&d->asleep, memory_order_seq_cst)) && atomic_exchange(&d->asleep, 0))
+		wake(d);
 }
 
 int vs_watchdog_start(struct vs_core *c)
@@ -104,7 +106,7 @@ int vs_watchdog_start(struct vs_core *c)
 	if (err)
 		goto free_dog;
 	pthread_setname_np(d->thread, "vs-watchdog");
-	c->watchdog = d;
+	atomic_store_explicit(&c->watchdog, d, memory_order_release);
 	return 0;
 free_dog:
 	if (d->fd >= 0)
@@ -114,16 +116,24 @@ free_dog:
 	return err;
 }
 
+/* Workers may still wake it: what is left of it stays until they have ended. */
 void vs_watchdog_stop(struct vs_core *c)
 {
-	struct vs_watchdog *d = c->watchdog;
+	struct vs_watchdog *d = atomic_load(&c->watchdog);
 
 	if (!d)
 		return;
 	atomic_store(&d->stop, true);
 	wake(d);
 	pthread_join(d->thread, NULL);
-	c->watchdog = NULL;
+}
+
+void vs_watchdog_free(struct vs_core *c)
+{
+	struct vs_watchdog *d = atomic_exchange(&c->watchdog, NULL);
+
+	if (!d)
+		return;
 	close(d->fd);
 	free(d->loops);
 	free(d);

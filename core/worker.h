@@ -19,6 +19,7 @@ int vs_worker_turn(struct vs_worker *w);
 #define VS_WATCHDOG_SIGNAL (SIGRTMIN + 7)
 int vs_watchdog_start(struct vs_core *c);
 void vs_watchdog_stop(struct vs_core *c);
+void vs_watchdog_free(struct vs_core *c); /* no worker runs any more */
 void vs_watchdog_awake(struct vs_core *c); /* a worker is not asleep any more */
 
 int vs_ranges_init(struct vs_core *c);
