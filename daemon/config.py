@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -254,6 +255,8 @@ def _bad_ports(config: DaemonConfig) -> Iterable[Contradiction]:
             yield path, "socket and fd exclude each other"
         if port.socket == "":
             yield (*path, "socket"), "its path is empty"
+        if config.control and port.socket and os.path.abspath(config.control) == os.path.abspath(port.socket):
+            yield (*path, "socket"), f"{port.socket} is the management socket's path (control) too"
         if _has_control(port.socket):
             yield (*path, "socket"), "a control character in its path"
         where = port.socket if port.socket is not None else port.fd
@@ -335,7 +338,14 @@ def _place(config: DaemonConfig, text: str, name: str) -> Place:
         raise ConfigError(f"{target}:{lun}: targets go to {MAX_TARGET} and LUNs to {MAX_LUN}")
     if port is None:
         if len(config.port) != 1:
-            raise ConfigError(f"{text!r} names no port, and there {'are several' if config.port else 'is none'}")
+            raise ConfigError(
+                f"{text!r} names no port, and there "
+                + (
+                    "are several"
+                    if config.port
+                    else "is none: give --socket-path (over --iscsi a LUN is a number alone)"
+                )
+            )
         port = next(iter(config.port))
     if port not in config.port:
         raise ConfigError(f"there is no port {port!r}{nearest(port, config.port)}")

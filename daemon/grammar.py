@@ -74,7 +74,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`: single values replace, tables and lists are joined and name nothing twice."""
     merged = dict(base)
     for key, value in over.items():
-        if not isinstance(value, dict) or not isinstance(merged.get(key), dict):
+        if isinstance(value, dict) and not isinstance(merged.get(key, {}), dict):
+            # What is no table in the file is a mistake there, and to be told with its place.
+            continue
+        if not isinstance(value, dict) or key not in merged:
             merged[key] = value
             continue
         below = dict(merged[key])

@@ -50,7 +50,7 @@ def _doubled(text: str) -> str:
 
 def suggestion(name: str, names: Iterable[str]) -> str:
     """`; did you mean x?`, or which there are."""
-    names = sorted(names)
+    names = sorted(set(names))
     close = difflib.get_close_matches(name, names, 1)
     if close:
         return f"; did you mean {close[0]}?"
@@ -93,7 +93,10 @@ def _options(fields: Iterable[str], where: str) -> Options:
 def _wrapped(text: str) -> tuple[StoreKind, str, str] | None:
     """Kind, rules and the store below, when the text starts with a wrapper."""
     match = re.match(r"([A-Za-z][\w-]*)(?:\(([^()]*)\))?:", text)
-    if match is None or (match[2] is None and match[1] not in KINDS):
+    if match is None:
+        _check_closed(text)
+        return None
+    if match[2] is None and match[1] not in KINDS:
         return None
     kind = _kind(match[1], text)
     if kind.wraps:
@@ -101,6 +104,15 @@ def _wrapped(text: str) -> tuple[StoreKind, str, str] | None:
     if match[2] is not None:
         raise StoreConfigError(f"{kind.name} wraps nothing: write {kind.name}:{kind.target.upper()},OPTION=VALUE")
     return None
+
+
+def _check_closed(text: str) -> None:
+    """Rules without an end would make all of it the name of a file."""
+    match = re.match(r"([A-Za-z][\w-]*)\(([^()]*)$", text)
+    if match is not None and match[1] in KINDS and KINDS[match[1]].wraps:
+        raise StoreConfigError(
+            f"{match[1]}: the parenthesis in {text!r} is not closed (a file of that name is file:{text})"
+        )
 
 
 def parse_store(text: str, claimed: Collection[str] = ()) -> tuple[StoreSpec, Options]:

@@ -52,12 +52,16 @@ def served(run: Run, *words: str | Path) -> subprocess.CompletedProcess[str]:
         ),
         ([], 3, "port default has no logical unit"),
         (["--lnu", "0:0=x"], 2, "No such option"),
+        (["--control", "./s", "--lun", "0:0=memory:1M"], 3, "s is the management socket's path (control) too"),
+        (["--config", "shape.toml"], 3, "shape.toml:1:1: lu: "),
+        (["--lun", "0:0=delay(read=1ms:memory:1M"], 3, "delay: the parenthesis in 'delay(read=1ms:memory:1M' is not"),
     ],
 )
 def test_bad_words(run: Run, tmp_path: Path, words: list[str], code: int, said: str) -> None:
     (tmp_path / "good.img").write_bytes(bytes(5120))
     (tmp_path / "odd.img").write_bytes(bytes(1000))
     (tmp_path / "empty.img").write_bytes(b"")
+    (tmp_path / "shape.toml").write_text("lu = 5\n")
     (tmp_path / "typo.toml").write_text("[lu.a]\nurl = x\n")
     (tmp_path / "unknown.toml").write_text("[lu.a]\nblok_size = 512\n")
     one_line(served(run, *words), code, said)
@@ -76,7 +80,12 @@ def test_an_unreadable_image(environment: dict[str, str], tmp_path: Path) -> Non
 
 
 def test_no_port(run: Run) -> None:
-    one_line(run("serve", "--lun", "0:0=memory:1M"), 3, "no port")
+    one_line(run("serve", "--lun", "0:0=memory:1M"), 3, "names no port, and there is none: give --socket-path")
+
+
+def test_a_file_of_another_shape_is_told_before_what_is_missing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "shape.toml").write_text("lu = 5\n")
+    one_line(run("serve", "--config", "shape.toml"), 3, "shape.toml:1:1: lu: ")
 
 
 def test_a_socket_path_that_cannot_be(run: Run, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_a_uuid_is_read_from_text() -> None:
         (("lu", "a b"), {"url": "x"}, "'a b'"),
         (("lu", "spare"), {"url": "x"}, "logical unit spare is mapped nowhere"),
         (("port", "vm0", "socket"), "x\0.sock", "port vm0 socket: a control character in its path"),
+        (("control",), "/run/../run/vm0.sock", "port vm0 socket: /run/vm0.sock is the management socket's path"),
         (("control",), "x\n.sock", "control: a control character"),
         (("state_dir",), "x\0", "state_dir: a control character"),
         (("port", "vm0", "fd"), 3, "socket and fd exclude each other"),

@@ -58,6 +58,12 @@ def test_options_of_the_caller() -> None:
     assert others == {"block-size": "4096"}
 
 
+def test_what_the_caller_and_the_store_both_know_is_told_once() -> None:
+    with pytest.raises(StoreConfigError) as caught:
+        parse_store("disk.img,foo=1", {"readonly", "block-size"})
+    assert str(caught.value).count("readonly") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -74,6 +80,7 @@ def test_options_of_the_caller() -> None:
         ("disk.img,readonly=perhaps", "on or off"),
         ("delay(read=10):disk.img", "read=10: a duration"),
         ("delay(read=10ms)", "no such|unknown|disk|delay"),
+        ("delay(read=1ms:memory:1M", r"delay: the parenthesis in 'delay\(read=1ms:memory:1M' is not closed"),
         ("delay:", "no store behind its colon"),
         ("delay(read=1s;write=1s):disk.img", "one set of options"),
         ("memory(huge-pages=on):1G", "memory wraps nothing"),
