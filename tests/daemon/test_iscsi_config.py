@@ -87,7 +87,11 @@ def test_places_of_both_transports_in_one_map() -> None:
         (target(acl=[{"initiator": []}]), {}, "unknown key 'initiator', did you mean 'initiators'?"),
         ({"portal": [{"listen": "127.0.0.1:0,1", "group": 1}], **target()}, {}, "given twice, in listen and as group"),
         ({"target": [{"name": IQN, "luns": {"0": "d"}}] * 2}, {}, "is given twice"),
-        (target(), {"port": {"iqn.x": {"socket": "/x"}}, "map": {"iqn.x:0:0": "d"}}, "what begins so is the name of an iSCSI target"),
+        (
+            target(),
+            {"port": {"iqn.x": {"socket": "/x"}}, "map": {"iqn.x:0:0": "d"}},
+            "is the name of an iSCSI target, not",
+        ),
     ],
 )
 def test_what_makes_no_sense(iscsi: dict[str, Any], more: dict[str, Any], words: str) -> None:
