@@ -30,9 +30,12 @@ class QemuDied(QemuError):
 
     exit_code = 12
 
-    def __init__(self, status: int, stderr: str, waiting_for: str) -> None:
+    def __init__(self, status: int, stderr: str, waiting_for: str, console: str = "") -> None:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         words = " | ".join(stderr.strip().splitlines()[-3:]) or "it wrote nothing to stderr"
+        last = console.strip().splitlines()[-4:]
+        if last:
+            words += f"; the console ends with: {' | '.join(last)}"
         super().__init__(f"QEMU {how} while we waited for {waiting_for}: {words}")
         self.status = status
         self.stderr = stderr

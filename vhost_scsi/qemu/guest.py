@@ -278,7 +278,7 @@ class Guest:
         self._cleanup.close()
 
     def _died(self, waiting_for: str) -> QemuDied:
-        return QemuDied(self._status, self.stderr, waiting_for)
+        return QemuDied(self._status, self.stderr, waiting_for, self.console.tail())
 
     # -- console ----------------------------------------------------------------------------------------------------
 
