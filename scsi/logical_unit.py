@@ -40,7 +40,7 @@ from vhost_scsi.scsi.commands import (
 from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.medium import Medium, Support
-from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, ModeParameters
+from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, ModeParameters
 from vhost_scsi.scsi.nexus import ITL, Nexus
 from vhost_scsi.scsi.sense import CheckCondition, Sense, SenseCode
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
@@ -148,6 +148,17 @@ class LogicalUnit:
         self.medium.set_descriptor_sense(self.descriptor_sense)
         self._show_write_protection()
 
+    def _is_as_new(self) -> bool:
+        return not self._stopped and all(self.mode.current(page) == self.mode.default(page) for page in PAGES)
+
+    async def _restore(self, cause: str) -> None:
+        """Started, and with the default mode pages. Nothing is in flight."""
+        self.set_stopped(False)
+        try:
+            await self.set_mode(self.mode.all_defaults())
+        except CheckCondition:
+            LOG.error("%s: %s changes no mode page: the flush failed", self.definition.name, cause)
+
     # ---- nexuses and unit attentions -------------------------------------------------------------------------------
 
     def attach(self, nexus: Nexus, gate: GatePort) -> ITL:
@@ -189,6 +200,7 @@ class LogicalUnit:
 
     def submit(self, task: Task, done: Done) -> None:
         """Decides the task now or when its turn comes; `done` is called once, perhaps before this returns."""
+        task.itl.in_use = True
         self._tasks.arrive(task, done)
 
     def finished(self, task: Task) -> None:
@@ -395,14 +407,11 @@ class LogicalUnit:
         return any(task.itl is itl for task in self._tasks.tasks())
 
     async def logical_unit_reset(self, by: ITL | None = None, cancel: Cancel | None = None) -> list[Task]:
-        """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, every nexus learns of it, `by` too."""
+        """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, a stopped unit starts, every nexus learns
+        of it, `by` too."""
         async with self._ended(None, lambda task: True, cancel) as (tasks, _):
             async with self._alone:
-                try:
-                    await self.set_mode(self.mode.all_defaults())
-                except CheckCondition:
-                    who = by.nexus.initiator.name if by else "the target"
-                    LOG.error("%s: reset by %s changes no mode page: the flush failed", self.definition.name, who)
+                await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")
             self.establish(sense.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
             return tasks
 
@@ -411,3 +420,17 @@ class LogicalUnit:
         async with self._ended(itl, lambda task: task.itl is itl, cancel) as (tasks, _):
             itl.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
             return tasks
+
+    async def initiators_gone(self, itls: Iterable[ITL]) -> None:
+        """Nobody is behind these nexuses any more; `nexus_lost` has ended their tasks. When no other nexus is in use
+        the unit forgets what was made of it: whoever comes next has never heard of a stop or a mode page."""
+        for itl in itls:
+            itl.in_use = False
+        if self._used() or self._is_as_new():
+            return
+        async with self.held():
+            if not self._used():
+                await self._restore("the loss of the last initiator")
+
+    def _used(self) -> bool:
+        return any(itl.in_use for itl in self.itls)

@@ -55,12 +55,17 @@ class Nexus:
 
 @dataclass(slots=True, eq=False)
 class ITL:
-    """An I_T_L nexus: the unit attention queue and the gate of one initiator at one logical unit."""
+    """An I_T_L nexus: the unit attention queue and the gate of one initiator at one logical unit.
+
+    `in_use`: a command has come since it was made, or since its initiator left. The first one always reaches Python: a
+    unit attention is pending, or Python answers what passes one.
+    """
 
     logical_unit: LogicalUnit
     nexus: Nexus
     gate: GatePort
     attentions: UnitAttentions = field(default_factory=UnitAttentions)
+    in_use: bool = False
 
     def establish(self, code: SenseCode) -> None:
         """Establishes a unit attention condition."""

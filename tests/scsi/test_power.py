@@ -63,3 +63,41 @@ def test_a_stopped_unit_answers_inquiry_and_mode_sense(lu, ok):
 @pytest.mark.parametrize(("byte_4", "bit"), [(0x10, 4), (0x02, 1), (0x32, 5)])
 def test_power_conditions_and_ejection_are_refused(lu, fails, byte_4, bit):
     fails(lu, bytes([0x1B, 0, 0, 0, byte_4, 0]), sense.INVALID_FIELD_IN_CDB, at=(4, bit))
+
+
+def test_a_reset_starts_the_unit(lu, ok):
+    ok(lu, "START STOP UNIT")
+    lu.run(lu.unit.logical_unit_reset(lu.itl))
+    assert not lu.unit.stopped
+    assert not lu.gate.bits & GateBit.NOT_READY
+
+
+def test_the_last_initiator_that_leaves_takes_the_stop_with_it(lu, ok):
+    other = lu.attach()
+    ok(lu, "INQUIRY", itl=other)
+    ok(lu, "START STOP UNIT")
+    lu.run(lu.unit.initiators_gone([lu.itl]))
+    assert lu.unit.stopped  # the other one uses it
+    lu.run(lu.unit.initiators_gone([other]))
+    assert not lu.unit.stopped
+    assert not lu.gate.bits & (GateBit.NOT_READY | GateBit.HOLD)
+
+
+def test_an_initiator_that_never_spoke_keeps_no_stop_alive(lu, ok):
+    lu.attach()
+    ok(lu, "START STOP UNIT")
+    lu.run(lu.unit.initiators_gone([lu.itl]))
+    assert not lu.unit.stopped
+
+
+def test_a_nexus_reset_is_not_the_end_of_its_initiator(lu, ok):
+    ok(lu, "START STOP UNIT")
+    lu.run(lu.unit.nexus_lost(lu.itl))
+    assert lu.unit.stopped
+
+
+def test_a_unit_in_its_first_state_is_not_held_when_its_initiator_leaves(lu, ok):
+    ok(lu, "INQUIRY")
+    lu.gate.history.clear()
+    lu.run(lu.unit.initiators_gone([lu.itl]))
+    assert not lu.gate.history

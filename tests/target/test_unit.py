@@ -212,6 +212,54 @@ def test_a_read_only_unit_refuses_writes(live: Live) -> None:
         assert host.ok(read10(0, 1), in_len=512) == bytes(512)
 
 
+def test_the_next_initiator_finds_the_unit_as_new(live: Live) -> None:
+    store = CountingStore()
+    end = live.end((0, 0, live.unit(store)))
+    with end.connect() as host:
+        host.ready()
+        set_wce(host, False)
+        set_swp(host, True)
+        set_d_sense(host, True)
+        host.ok(start_stop(False))
+    live.wait_until_free(end)
+    store.taken()
+    with end.connect() as host:
+        host.fails(sense.I_T_NEXUS_LOSS_OCCURRED, TEST_UNIT_READY)
+        host.ok(TEST_UNIT_READY)
+        host.ok(write10(0, 1), BLOCK)
+        assert store.taken() == ["write"]
+        assert host.command(read10(0xFFFFFFFF, 1), in_len=512).sense[0] & 0x7F == 0x70
+
+
+def test_what_an_initiator_made_of_a_unit_stays_while_another_port_uses_it(live: Live) -> None:
+    unit = live.unit()
+    one, two = live.end((0, 0, unit), name="one"), live.end((0, 0, unit), name="two")
+    with two.connect() as there:
+        there.ready()
+        with one.connect() as here:
+            here.ready()
+            set_swp(here, True)
+            here.ok(start_stop(False))
+        live.wait_until_free(one)
+        there.fails(sense.MODE_PARAMETERS_CHANGED, TEST_UNIT_READY)
+        there.fails(sense.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED, TEST_UNIT_READY)
+        there.ok(start_stop(True))
+        there.fails(sense.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED, write10(0, 1), BLOCK)
+    live.wait_until_free(two)
+    with one.connect() as here:
+        here.ready()
+        here.ok(write10(0, 1), BLOCK)
+
+
+def test_a_reset_starts_a_stopped_unit(live: Live) -> None:
+    with live.end((0, 0, live.unit())).connect() as host:
+        host.ready()
+        host.ok(start_stop(False))
+        assert host.manage(TaskManagement.LOGICAL_UNIT_RESET) == 0
+        host.fails(sense.BUS_DEVICE_RESET_FUNCTION_OCCURRED, TEST_UNIT_READY)
+        host.ok(read10(0, 1), in_len=512)
+
+
 def test_a_stopped_unit_is_not_ready(live: Live) -> None:
     with live.end((0, 0, live.unit())).connect() as host:
         host.ready()

@@ -122,7 +122,8 @@ class Port:
         lib.vs_nexus_destroy(mapped.handle)
 
     async def nexus_lost(self) -> None:
-        """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks."""
+        """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks, and a
+        unit that nobody else uses is as new."""
         places: dict[Unit, list[MappedLun]] = {}
         for mapped in self.luns:
             places.setdefault(mapped.unit, []).append(mapped)
@@ -133,3 +134,4 @@ class Port:
         with unit.resetting():
             for mapped in places:
                 await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
+            await unit.logical_unit.initiators_gone([mapped.itl for mapped in places])
