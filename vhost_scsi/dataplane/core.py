@@ -229,6 +229,16 @@ class Core:
         """For messages that every worker answers."""
         return await self.replies(send, self.options.workers)
 
+    async def delivered(self) -> None:
+        """Returns when every answer that was given before this call is where the initiator sees it."""
+        none = ffi.new("struct vs_task_info[]", 1)
+
+        def ask(worker: int) -> Callable[[int], int]:
+            return lambda cookie: lib.vs_worker_snapshot(self.handle, worker, none, 0, cookie)
+
+        # A worker answers a message at the end of its turn, after completions were made visible.
+        await asyncio.gather(*(self.message(ask(worker)) for worker in range(self.options.workers)))
+
     async def tasks(self) -> list[TaskSnapshot]:
         """The tasks in flight, asked of one worker after the other."""
         buffer = ffi.new("struct vs_task_info[]", SNAPSHOT_MAX)

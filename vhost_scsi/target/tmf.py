@@ -95,6 +95,8 @@ async def run(
         case _:
             # CLEAR ACA: no ACA condition is ever in effect here (NORMACA=0).
             return ServiceResponse.FUNCTION_REJECTED
+    # What Python ended may be another worker's to show than the one that will show our answer.
+    await core.delivered()
     return ServiceResponse.FUNCTION_COMPLETE
 
 
@@ -109,4 +111,5 @@ async def _nexus_reset(port: Port, target_id: int) -> ServiceResponse:
     for each in mapped:
         with each.unit.resetting():
             await each.unit.logical_unit.nexus_lost(each.itl, canceller(port.core, each.unit, [each]))
+    await port.core.delivered()
     return ServiceResponse.FUNCTION_COMPLETE
