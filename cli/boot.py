@@ -8,12 +8,12 @@ The back end runs in this process, QEMU as its child; whatever ends, both are go
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +24,7 @@ import click
 
 from vhost_scsi.cli.daemon_options import data_plane, given
 from vhost_scsi.cli.output import say
-from vhost_scsi.errors import ConfigError
+from vhost_scsi.errors import ConfigError, VhostScsiError
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.config import DaemonConfig
@@ -78,25 +78,39 @@ def command(image: str, **options: Any) -> None:
     """Boot IMAGE (a path or a store's URL) in QEMU, from our own back end, as target 0 LUN 0.
 
     Exit code: 0 the text was seen, or without --expect the guest powered off; 12 QEMU ended before; 13 the time was up;
-    14 the back end failed; others as docs/exit-codes.md says.
+    14 the back end failed; others as docs/exit-codes.md says. With --json a failure is an object too, with `error` and
+    `exit_code`.
     """
-    from vhost_scsi.daemon import logs, loop, service
+    try:
+        result = _boot(image, options)
+    except VhostScsiError as error:
+        if options["as_json"]:
+            _say_json(image, {"error": str(error), "exit_code": error.exit_code})
+        raise
+    if options["as_json"]:
+        _say_json(image, result)
+    else:
+        click.echo(f"vhost-scsi: {result['what']} after {result['seconds']:.1f} s", err=True)
+
+
+def _say_json(image: str, result: dict[str, Any]) -> None:
+    say(json.dumps({"schema_version": 1, "image": image, **result}))
+
+
+def _boot(image: str, options: dict[str, Any]) -> dict[str, Any]:
+    from vhost_scsi.daemon import leftovers, logs, loop, service
 
     # On stderr there is the result, and nothing beside it that is not an error.
     options["log_level"] = options["log_level"] or "error"
-    with tempfile.TemporaryDirectory(prefix="vhost-scsi-boot.") as folder:
+    leftovers.sweep()
+    with leftovers.folder() as folder:
         socket_path = os.path.join(folder, "vhost-user.sock")
         config = _configuration(image, options, socket_path)
         logs.configure(config.log_level, config.log_format)
         guest_config = _guest_config(config, options, socket_path)
         service.prepare_process()
-        result = loop.run(lambda watch: _Boot(config, guest_config, options).run(watch))
-    if options["as_json"]:
-        import json
-
-        say(json.dumps({"schema_version": 1, "image": image, **result}))
-    else:
-        click.echo(f"vhost-scsi: {result['what']} after {result['seconds']:.1f} s", err=True)
+        result: dict[str, Any] = loop.run(lambda watch: _Boot(config, guest_config, options).run(watch))
+        return result
 
 
 def _configuration(image: str, options: dict[str, Any], socket_path: str) -> DaemonConfig:

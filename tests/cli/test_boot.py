@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import COMMAND, Run
 
 LOGIN = {"FAKE_QEMU": "login"}
 
@@ -26,6 +26,13 @@ def test_the_result_as_json_is_alone_on_stdout(run: Run, disk: Path) -> None:
     said = json.loads(result.stdout)
     assert (said["schema_version"], said["accel"]) == (1, "tcg")
     assert "fake login: " in result.stderr
+
+
+def test_a_failure_is_one_json_object_too(run: Run, disk: Path) -> None:
+    result = run("boot", disk, "--json", env={"FAKE_QEMU": "dies"})
+    said = json.loads(result.stdout)
+    assert (result.returncode, said["exit_code"], said["schema_version"]) == (12, 12, 1)
+    assert result.stderr == f"vhost-scsi: {said['error']}\n"
 
 
 def test_the_console_is_logged_as_it_came(run: Run, disk: Path, tmp_path: Path) -> None:
@@ -47,6 +54,21 @@ def test_the_place_of_the_image_is_taken(run: Run, disk: Path, words: list[str])
     result = run("boot", disk, *words)
     assert result.returncode == 3
     assert "given twice" in result.stderr
+
+
+def test_what_a_killed_one_left_goes_with_the_next(
+    run: Run, environment: dict[str, str], disk: Path, tmp_path: Path
+) -> None:
+    ours = {**LOGIN, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([*COMMAND, "boot", disk], env={**environment, **ours}, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.read(4) == b"fake"
+        killed.kill()
+    assert len(list(tmp_path.glob("vhost-scsi-boot.*"))) == 1
+    assert len(list((tmp_path / "run" / "vhost-scsi").iterdir())) == 2
+    assert run("boot", disk, "--expect", "fake login:", "--quiet", env=ours).returncode == 0
+    assert list(tmp_path.glob("vhost-scsi-boot.*")) == []
+    assert list((tmp_path / "run" / "vhost-scsi").iterdir()) == []
 
 
 def test_nothing_is_left_behind(run: Run, disk: Path, tmp_path: Path) -> None:
