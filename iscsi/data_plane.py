@@ -209,7 +209,9 @@ class DataPlane:
             return
         self._sessions.discard(session)
         # Both at once: what C aborts may be in Python's hands, and what Python aborts may be C's to end.
-        await asyncio.gather(*(self._close(each) for each in list(session.connections)), session.port.nexus_lost())
+        await asyncio.gather(
+            *(self._close(each) for each in list(session.connections)), session.port.nexus_lost(machine=False)
+        )
         await self._target.remove_port(session.port)
         await self._core.message(lambda cookie: lib.vs_isession_destroy(session.handle, cookie))
 

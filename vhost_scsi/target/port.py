@@ -121,17 +121,19 @@ class Port:
         mapped.gate.gone = True
         lib.vs_nexus_destroy(mapped.handle)
 
-    async def nexus_lost(self) -> None:
-        """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks, and a
-        unit that nobody else uses is as new."""
+    async def nexus_lost(self, *, machine: bool = True) -> None:
+        """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks. `machine`:
+        what was behind the port is gone as a machine is that was switched off, and a unit that nobody else uses is as
+        new. A network initiator that logs out leaves mode pages and a stop as they are (SPC-5 6.11)."""
         places: dict[Unit, list[MappedLun]] = {}
         for mapped in self.luns:
             places.setdefault(mapped.unit, []).append(mapped)
         # Units at once: what one has in flight must not keep the next one's tasks running.
-        await asyncio.gather(*(self._unit_lost(unit, each) for unit, each in places.items()))
+        await asyncio.gather(*(self._unit_lost(unit, each, machine) for unit, each in places.items()))
 
-    async def _unit_lost(self, unit: Unit, places: list[MappedLun]) -> None:
+    async def _unit_lost(self, unit: Unit, places: list[MappedLun], machine: bool) -> None:
         with unit.resetting():
             for mapped in places:
                 await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
-            await unit.logical_unit.initiators_gone([mapped.itl for mapped in places])
+            if machine:
+                await unit.logical_unit.initiators_gone([mapped.itl for mapped in places])
