@@ -56,9 +56,8 @@ def test_the_place_of_the_image_is_taken(run: Run, disk: Path, words: list[str])
     assert "given twice" in result.stderr
 
 
-def test_what_a_killed_one_left_goes_with_the_next(
-    run: Run, environment: dict[str, str], disk: Path, tmp_path: Path
-) -> None:
+def test_leftovers_go(run: Run, environment: dict[str, str], disk: Path, tmp_path: Path) -> None:
+    """What a killed one left goes with the next. The name is short: a socket's path under it must fit in 107 bytes."""
     ours = {**LOGIN, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([*COMMAND, "boot", disk], env={**environment, **ours}, stdout=subprocess.PIPE) as killed:
         assert killed.stdout is not None
