@@ -16,8 +16,8 @@ STRESS_SECONDS ?= 20
 # Which guest tests run, as a pytest mark expression.
 GUEST_TESTS ?= not slow
 # Coverage below these fails the run (0: print only).
-PYTHON_COVERAGE ?= 0
-C_COVERAGE ?= 0
+PYTHON_COVERAGE ?= 90
+C_COVERAGE ?= 85
 
 PACKAGE_LISTS := tests/ci/packages.txt $(wildcard qemu-tests/packages.txt)
 CORE := $(MAKE) --no-print-directory -j$(JOBS) -C core PYTHON=$(abspath $(PY)) FUZZ_SECONDS=$(FUZZ_SECONDS) STRESS_SECONDS=$(STRESS_SECONDS)
