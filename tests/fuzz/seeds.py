@@ -29,7 +29,7 @@ def message(request: int, *tokens: int, fd: int = 0, fds: int = 0, flags: int = 
     return Step(request, flags, fd, fds, bytes(tokens))
 
 
-MODERN, OLD = 0x1_7000_0006, 0x1_3000_0006
+MODERN, OLD = 0x1_7000_0000, 0x1_3000_0000
 HALF = page(127)
 NEGOTIATE = [
     message(Request.GET_FEATURES, flags=0),
