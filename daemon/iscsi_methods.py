@@ -115,13 +115,13 @@ class _Calls:
             "sessions": [self._session_row(session) for session in self._iscsi.node.sessions.of_target(found.name)],
         }
 
-    def target_add(self, target: str, luns: dict[str, Any], alias: str = "") -> dict[str, Any]:
+    async def target_add(self, target: str, luns: dict[str, Any], alias: str = "") -> dict[str, Any]:
         if len(luns) > MAX_LUNS:
             raise RpcError(INVALID_PARAMS, f"target.add: at most {MAX_LUNS} LUNs at once")
         for lun, unit in luns.items():
             if not (lun.isascii() and lun.isdigit() and len(lun) <= 5) or not isinstance(unit, str):
                 raise RpcError(INVALID_PARAMS, "target.add: luns leads from numbers to names of logical units")
-        added = self._iscsi.add_target(target, {int(lun): unit for lun, unit in luns.items()}, alias)
+        added = await self._iscsi.add_target(target, {int(lun): unit for lun, unit in luns.items()}, alias)
         return {"target": self._target_row(added)}
 
     async def target_remove(self, target: str, force: bool = False) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
 from vhost_scsi.iscsi.async_messages import logout_requested
-from vhost_scsi.iscsi.data_plane import CoreConnection, DataPlane
+from vhost_scsi.iscsi.data_plane import CoreConnection, DataPlane, port_name
 from vhost_scsi.iscsi.full_feature import RemoveReason
 from vhost_scsi.iscsi.keepalive import KeepAlive
 from vhost_scsi.iscsi.node import Node
@@ -57,9 +57,10 @@ class IscsiNode:
             policies += [made.auth, *(entry.auth for entry in made.acl if entry.auth is not None)]
         for line in dict.fromkeys(line for policy in policies for line in policy.warnings):
             _LOG.warning("iscsi: %s", line)
-        self.server: Final = IscsiServer(
-            self.node, self.plane, self.plane, [make_portal(portal) for portal in iscsi.portal]
-        )
+        portals = [make_portal(portal) for portal in iscsi.portal]
+        self._tags: Final = frozenset(portal.tag for portal in portals)
+        self.plane.declare(name for made in self.node.targets.values() for name in self._ports(made))
+        self.server: Final = IscsiServer(self.node, self.plane, self.plane, portals)
         self._keepalive = KeepAlive(self.node, self.server.keeper, self.plane, make_ping(iscsi.ping), heard)
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -98,14 +99,20 @@ class IscsiNode:
             found += [f"iscsi://{bracketed(host)}:{portal.port}/{target.name}/{lun}" for lun in sorted(target.luns)]
         return found
 
-    def add_target(self, name: str, luns: Mapping[int, str], alias: str = "") -> IscsiTarget:
+    def _ports(self, target: IscsiTarget) -> list[str]:
+        return [port_name(target.name, tag) for tag in sorted(target.portal_groups & self._tags)]
+
+    async def add_target(self, name: str, luns: Mapping[int, str], alias: str = "") -> IscsiTarget:
         """Anybody may log in to it, over every portal. Raises ConfigError."""
         for lun, unit in luns.items():
             if unit not in self._target.units:
                 raise ConfigError(f"LUN {lun}: there is no logical unit {unit!r}")
         groups = frozenset(portal.tag for portal in self.node.portals)
         target = IscsiTarget(name, alias, dict(luns), groups)
+        # In a thread: their numbers are written down.
+        await asyncio.to_thread(self._target.port_ids.ids_of, self._ports(target))
         self.node.add_target(target)
+        self.plane.declare(self._ports(target))
         _LOG.info("iscsi: target %s was added", target.name)
         return target
 
@@ -114,7 +121,11 @@ class IscsiNode:
         sessions = self.node.sessions.of_target(names.normalised(name))
         if sessions and not force:
             raise ConfigError(f"target {name} has {len(sessions)} sessions; --force ends them")
+        ports = (
+            self._ports(self.node.targets[target]) if (target := names.normalised(name)) in self.node.targets else []
+        )
         await self.server.remove_target(name)
+        self.plane.withdraw(ports)
         _LOG.info("iscsi: target %s was removed, with %d sessions", name, len(sessions))
         return len(sessions)
 

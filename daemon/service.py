@@ -28,6 +28,7 @@ from vhost_scsi.daemon.errors import DrainTimeout
 from vhost_scsi.daemon.iscsi_config import IscsiConfig
 from vhost_scsi.daemon.iscsi_node import IscsiNode
 from vhost_scsi.daemon.loop import StallWatch
+from vhost_scsi.daemon.state_dir import StateDirectory
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.errors import ConfigError, VhostScsiError
 from vhost_scsi.target import LuSpec, Port, Target
@@ -109,9 +110,12 @@ class Service:
         self.core = Core(options)
         await self.core.start()
         self._exits.push_async_callback(self.core.close)
-        self.target = Target(self.core)
+        kept = state.State(self._state_directory())
+        blobs = StateDirectory(kept.directory)
+        self._exits.push_async_callback(blobs.close)
+        self.target = Target(self.core, kept)
         self._exits.push_async_callback(self.target.close)
-        await self._add_units()
+        await self._add_units(kept, blobs)
         await self._add_ports()
         for serving in self.ports.values():
             await serving.server.start()
@@ -142,9 +146,12 @@ class Service:
         self._exits.push_async_callback(server.close)
         self._control = server
 
-    async def _add_units(self) -> None:
-        directory = Path(self.config.state_dir) if self.config.state_dir else state.default_directory(self.config.name)
-        kept = state.State(directory)
+    def _state_directory(self) -> Path:
+        if self.config.state_dir:
+            return Path(self.config.state_dir)
+        return state.default_directory(self.config.name)
+
+    async def _add_units(self, kept: state.State, blobs: StateDirectory) -> None:
         units.check_shared(self.config.lu)
         for name, lu in self.config.lu.items():
             store = await units.open_unit_store(self.core, name, lu)
@@ -158,13 +165,15 @@ class Service:
                     rotational=lu.rotational,
                     physical_block_size=lu.physical_block_size,
                 )
-                await self.target.add_lu(spec, store)
+                await self.target.add_lu(spec, store, await blobs.unit(spec.uuid))
             except BaseException:
                 store.close()
                 raise
 
     async def _add_ports(self) -> None:
         places = self.config.places()
+        # At once, so that it is one write.
+        self.target.port_ids.ids_of(f"{place.port}:{place.target}" for place in places)
         for name, wanted in self.config.port.items():
             port = self.target.add_port(name)
             workers = tuple(wanted.workers) if wanted.workers else tuple(range(self.config.workers))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must outlive the process: the UUID of each logical unit that was not given one.
+"""Identities that must outlive the process: the UUID of each logical unit that was not given one, and the relative
+target port identifier of each port. What units keep otherwise is in `state_dir`.
 
 One JSON file in the state directory, replaced as a whole and made durable before it counts: after a crash there is the
 old content or the new one. A UUID belongs to a unit's name and to what its store is, so that another image under an old
@@ -13,12 +14,13 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.target.port_ids import LAST, allot
 
 SCHEMA: Final = 1
 FILE: Final = "state.json"
@@ -55,6 +57,26 @@ class State:
             self._write(values)
         return made
 
+    def ids_of(self, keys: Iterable[str]) -> list[int]:
+        """Relative target port identifiers, made at first use and durable on return."""
+        keys = list(keys)
+        known = self._ports(self._read())
+        if any(key not in known for key in keys):
+            with self._locked():
+                values = self._read()
+                known = self._ports(values)
+                if allot(known, keys):
+                    values["ports"] = known
+                    self._write(values)
+        return [known[key] for key in keys]
+
+    def _ports(self, values: dict[str, Any]) -> dict[str, int]:
+        known = values.get("ports", {})
+        numbers = list(known.values())
+        if not all(type(each) is int and 1 <= each <= LAST for each in numbers) or len(set(numbers)) != len(numbers):
+            raise ConfigError(f"state directory: {self.directory / FILE} is damaged: a port's number is wrong")
+        return dict(known)
+
     def _read(self) -> dict[str, Any]:
         path = self.directory / FILE
         try:
@@ -66,8 +88,10 @@ class State:
         except (ValueError, RecursionError):
             values = None
         # A file that nobody but us writes, as a whole: what is not ours must not be overwritten silently.
-        if not isinstance(values, dict) or not isinstance(values.get("units", {}), dict):
-            raise ConfigError(f"state directory: {path} is damaged; remove it to give the logical units new UUIDs")
+        if not isinstance(values, dict) or not all(isinstance(values.get(key, {}), dict) for key in ("units", "ports")):
+            raise ConfigError(
+                f"state directory: {path} is damaged; remove it to give logical units and ports new identities"
+            )
         if values.get("schema_version") != SCHEMA:
             raise ConfigError(
                 f"state directory: {path} has schema_version {values.get('schema_version')}, not {SCHEMA}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid5
@@ -31,7 +32,7 @@ from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
 from vhost_scsi.iscsi.sessions import Connection
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
 from vhost_scsi.scsi.task import ServiceResponse
-from vhost_scsi.target import Port, Target, TaskManagementFunction
+from vhost_scsi.target import Port, Target, TaskManagementFunction, port_ids
 
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
@@ -44,7 +45,6 @@ MAX_TRANSFER: Final = 64 << 20
 BUFFER_LIMIT: Final = 128 << 20
 """bytes of data buffers of one session; commands beyond it wait for their turn"""
 ISCSI_TRANSPORT_ID: Final = 0x45  # SPC-5 7.6.4.6: format 01b, protocol identifier 5
-FIRST_RELATIVE_ID: Final = 0x8000
 
 _EVENTS: Final = {
     lib.VS_ICONN_PEER_CLOSED: (EventKind.CLOSED_BY_PEER, ""),
@@ -80,6 +80,11 @@ def transport_id(initiator: str, isid: int) -> bytes:
     name = f"{initiator},i,0x{isid:012x}".encode() + b"\0"
     name = name.ljust(max(20, (len(name) + 3) & ~3), b"\0")
     return bytes([ISCSI_TRANSPORT_ID, 0]) + len(name).to_bytes(2, "big") + name
+
+
+def port_name(target: str, tag: int) -> str:
+    """RFC 7143, 4.2.7.1: the SCSI port name of a portal group of a target."""
+    return f"{target},t,0x{tag:04x}"
 
 
 def lun_number(field: int) -> int | None:
@@ -134,7 +139,6 @@ class DataPlane:
         self._target = target
         self._workers = cycle(workers)
         self._upcalls: Upcalls | None = None
-        self._relative_ids: dict[tuple[str, int], int] = {}
         self._sessions: set[CoreSession] = set()
         self.on_cold_reset: Callable[[str], None] = lambda target: None
         """told of a cold reset of that iSCSI target, when it has been carried out: its sessions are to end"""
@@ -165,6 +169,21 @@ class DataPlane:
             await port.map(0, lun, unit)
         return session
 
+    def declare(self, ports: Iterable[str]) -> list[int]:
+        """These target ports (`port_name`) are there, with or without a session; their relative identifiers, which are
+        kept from here on. Raises ConfigError."""
+        names = list(ports)
+        numbers = self._target.port_ids.ids_of(names)
+        for name, number in zip(names, numbers, strict=True):
+            port = TargetPort(name, uuid5(PORT_NAMESPACE, name), number, lambda: (), iscsi_name=name)
+            self._target.target_ports.setdefault(number, port)
+        return numbers
+
+    def withdraw(self, ports: Iterable[str]) -> None:
+        """These target ports are gone; should they come again they are the same."""
+        for number in self._target.port_ids.ids_of(ports):
+            self._target.target_ports.pop(number, None)
+
     def _session_params(self, params: SessionParams, port: Port) -> CData:
         keys = params.keys
         out = ffi.new("struct vs_isession_params *")
@@ -184,14 +203,13 @@ class DataPlane:
         return out
 
     def _nexus(self, params: SessionParams) -> Nexus:
-        target, tag = params.target or "", params.portal_group_tag
-        key = (target, tag)
-        relative = self._relative_ids.setdefault(key, FIRST_RELATIVE_ID + len(self._relative_ids))
-        luns = sorted(params.luns)
-        name = f"{target},t,0x{tag:04x}"
-        port = TargetPort(
-            name, uuid5(PORT_NAMESPACE, name), relative, lambda: luns, iscsi_name=name if target else None
-        )
+        if params.target is None:
+            port = TargetPort("discovery", PORT_NAMESPACE, port_ids.UNKNOWN, lambda: ())
+        else:
+            name = port_name(params.target, params.portal_group_tag)
+            [relative] = self.declare([name])
+            luns = sorted(params.luns)
+            port = replace(self._target.target_ports[relative], luns=lambda: luns)
         initiator = f"{params.initiator_name},i,0x{params.isid:012x}"
         return Nexus(InitiatorPort(initiator, transport_id(params.initiator_name, params.isid)), port)
 

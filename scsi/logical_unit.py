@@ -41,7 +41,8 @@ from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.medium import Medium, Support
 from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, ModeParameters
-from vhost_scsi.scsi.nexus import ITL, Nexus
+from vhost_scsi.scsi.nexus import ITL, Nexus, TargetPort
+from vhost_scsi.scsi.saved_state import NotKept, SavedState
 from vhost_scsi.scsi.sense import CheckCondition, Sense, SenseCode
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
 from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
@@ -72,12 +73,17 @@ class LuDefinition:
 class LogicalUnit:
     """One logical unit. All calls come from the event loop's thread."""
 
-    def __init__(self, definition: LuDefinition, medium: Medium, gate: GatePort) -> None:
+    def __init__(
+        self, definition: LuDefinition, medium: Medium, gate: GatePort, saved: SavedState | None = None
+    ) -> None:
         self.definition: Final = definition
         self.medium: Final = medium
         self.gate: Final = gate
         self.mode: Final = ModeParameters(write_cache=definition.write_cache)
+        self.saved: Final[SavedState] = saved or NotKept()
         self.itls: Final[list[ITL]] = []
+        self.target_ports: Callable[[], Iterable[TargetPort]] = self._ports_in_use
+        """every target port of the device that shows logical units"""
         self._stopped = False
         self._tasks: Final = TaskSet(self)
         self._background: Final[set[asyncio.Task[None]]] = set()
@@ -174,6 +180,9 @@ class LogicalUnit:
         async with self._ended(itl, lambda task: task.itl is itl, cancel):
             self.itls.remove(itl)
             itl.nexus.itls.remove(itl)
+
+    def _ports_in_use(self) -> list[TargetPort]:
+        return list({itl.nexus.target_port.relative_id: itl.nexus.target_port for itl in self.itls}.values())
 
     def establish(self, code: SenseCode, *, besides: ITL | None = None) -> None:
         """Establishes a unit attention condition on every nexus but one."""

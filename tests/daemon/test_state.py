@@ -118,3 +118,33 @@ def test_the_directory_is_systemds_or_the_users_or_roots(monkeypatch: pytest.Mon
     assert state.default_directory("vm") == Path("/s/vhost-scsi/vm")
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/x:/var/lib/y")
     assert state.default_directory("vm") == Path("/var/lib/x/vm")
+
+
+# ---- relative target port identifiers ------------------------------------------------------------------------------
+
+
+def test_a_port_has_its_number_for_good(tmp_path: Path) -> None:
+    first = State(tmp_path).ids_of(["a:0", "b:0", "a:0"])
+    assert first == [1, 2, 1]
+    assert State(tmp_path).ids_of(["c:0", "b:0"]) == [3, 2]
+
+
+def test_ports_and_units_are_in_one_file(tmp_path: Path) -> None:
+    made = State(tmp_path).uuid_of("root", "file:/x")
+    State(tmp_path).ids_of(["a:0"])
+    assert State(tmp_path).uuid_of("root", "file:/x") == made
+    assert State(tmp_path).ids_of(["b:0", "a:0"]) == [2, 1]
+
+
+@pytest.mark.parametrize("ports", ['{"a": 0}', '{"a": 65536}', '{"a": "1"}', '{"a": true}', '{"a": 1, "b": 1}', "[]"])
+def test_numbers_that_cannot_be_are_damage(tmp_path: Path, ports: str) -> None:
+    (tmp_path / state.FILE).write_text(f'{{"schema_version": 1, "ports": {ports}}}')
+    with pytest.raises(ConfigError, match="damaged"):
+        State(tmp_path).ids_of(["a"])
+
+
+def test_numbers_end(tmp_path: Path) -> None:
+    known = State(tmp_path)
+    known.ids_of(str(number) for number in range(0xFFFF))
+    with pytest.raises(ConfigError, match="all 65535"):
+        known.ids_of(["one more"])

@@ -18,6 +18,7 @@ from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
+from vhost_scsi.target.port_ids import UNKNOWN
 from vhost_scsi.target.unit import Unit
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ class MappedLun:
 class Port:
     """Made by `Target.add_port`. `cookie` names it in the data plane."""
 
-    def __init__(self, target: Target, name: str, number: int, nexus: Nexus | None = None) -> None:
+    def __init__(self, target: Target, name: str, nexus: Nexus | None = None) -> None:
         self.name: Final = name
         self.cookie: Final = target.core.cookie()
         self._target = target
-        self._number = number
+        self._given = nexus is not None
         self._mapped: dict[tuple[int, int], MappedLun] = {}
         self._nexuses: dict[int, Nexus] = {} if nexus is None else {0: nexus}
         self.on_luns: Callable[[], Awaitable[None]] | None = None
@@ -75,16 +76,26 @@ class Port:
     def nexus(self, target_id: int) -> Nexus:
         """The I_T nexus of this port's initiator and one of its targets."""
         if target_id not in self._nexuses:
-            initiator = InitiatorPort(f"{self.name}:{target_id}")
-            uuid = uuid5(PORT_NAMESPACE, f"{self.name}:{target_id}")
-            relative = (self._number * TARGETS + target_id) % 0xFFFF + 1
-
-            def luns() -> list[int]:
-                return [mapped.lun for mapped in self.luns if mapped.target_id == target_id]
-
-            port = TargetPort(f"{self.name}:{target_id}", uuid, relative, luns)
-            self._nexuses[target_id] = Nexus(initiator, port)
+            # A guest may ask at any of 256 targets: what is empty gets no number that would have to be kept.
+            self._nexuses[target_id] = self._make_nexus(target_id, UNKNOWN)
         return self._nexuses[target_id]
+
+    def _make_nexus(self, target_id: int, relative: int) -> Nexus:
+        name = f"{self.name}:{target_id}"
+
+        def luns() -> list[int]:
+            return [mapped.lun for mapped in self.luns if mapped.target_id == target_id]
+
+        return Nexus(InitiatorPort(name), TargetPort(name, uuid5(PORT_NAMESPACE, name), relative, luns))
+
+    def _numbered_nexus(self, target_id: int) -> Nexus:
+        """As `nexus`, for a target that shows a logical unit."""
+        found = self._nexuses.get(target_id)
+        if found is None or (found.target_port.relative_id == UNKNOWN and not self._given):
+            [relative] = self._target.port_ids.ids_of([f"{self.name}:{target_id}"])
+            found = self._nexuses[target_id] = self._make_nexus(target_id, relative)
+            self._target.target_ports[relative] = found.target_port
+        return found
 
     async def map(self, target_id: int, lun: int, unit: Unit) -> MappedLun:
         """Shows the unit at target:LUN. Raises ConfigError for a place that is taken or does not exist."""
@@ -102,7 +113,7 @@ class Port:
         if err:
             raise MemoryError(f"port {self.name}: no memory for a nexus (error {-err})")
         gate = self.core.gate(unit.handle, out[0])
-        itl = unit.logical_unit.attach(self.nexus(target_id), gate)
+        itl = unit.logical_unit.attach(self._numbered_nexus(target_id), gate)
         mapped = MappedLun(target_id, lun, unit, itl, out[0], cookie, gate)
         self._mapped[target_id, lun] = mapped
         self._target.nexus_added(mapped)

@@ -12,21 +12,26 @@ from vhost_scsi._core import lib
 from vhost_scsi.dataplane import Core, PyTask
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.logical_unit import Cancel
-from vhost_scsi.scsi.nexus import Nexus
+from vhost_scsi.scsi.nexus import Nexus, TargetPort
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
+from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
 from vhost_scsi.stores import Store
 from vhost_scsi.target import tmf
 from vhost_scsi.target.port import MappedLun, Port
+from vhost_scsi.target.port_ids import PortIds, PortIdsInMemory
 from vhost_scsi.target.tmf import TaskManagementFunction
 from vhost_scsi.target.unit import LuSpec, Unit
 
 
 class Target:
-    """All calls come from the loop's thread. One target for one core."""
+    """All calls come from the loop's thread. One target for one core. `port_ids` gives its ports their numbers."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, port_ids: PortIds | None = None) -> None:
         self.core: Final = core
+        self.port_ids: Final[PortIds] = port_ids or PortIdsInMemory()
+        self.target_ports: Final[dict[int, TargetPort]] = {}
+        """by relative identifier: every port that shows logical units, whether or not an initiator is there"""
         self.units: Final[dict[str, Unit]] = {}
         self.ports: Final[dict[str, Port]] = {}
         self._ports_by_cookie: Final[dict[int, Port]] = {}
@@ -35,11 +40,13 @@ class Target:
 
     # ---- building --------------------------------------------------------------------------------------------------
 
-    async def add_lu(self, spec: LuSpec, store: Store) -> Unit:
-        """Takes the store over. Raises ConfigError (the store is then still the caller's)."""
+    async def add_lu(self, spec: LuSpec, store: Store, saved: SavedState | None = None) -> Unit:
+        """Takes the store over. `saved`: where the unit keeps what outlives the process; nowhere unless given. Raises
+        ConfigError (the store is then still the caller's)."""
         if spec.name in self.units:
             raise ConfigError(f"logical unit {spec.name} is there already")
-        unit = Unit(self.core, spec, store)
+        unit = Unit(self.core, spec, store, saved)
+        unit.logical_unit.target_ports = self.target_ports.values
         self.units[spec.name] = unit
         return unit
 
@@ -47,7 +54,7 @@ class Target:
         """`nexus`: the I_T nexus of the port's target 0, where the transport knows more of it than a name."""
         if name in self.ports:
             raise ConfigError(f"port {name} is there already")
-        port = Port(self, name, len(self.ports), nexus)
+        port = Port(self, name, nexus)
         self.ports[name] = port
         self._ports_by_cookie[port.cookie] = port
         return port

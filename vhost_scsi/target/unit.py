@@ -18,6 +18,7 @@ from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi import limits, sense
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
 from vhost_scsi.scsi.medium import Capabilities, Support
+from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.sense import CheckCondition
 from vhost_scsi.stores import Store
 
@@ -146,7 +147,7 @@ class StoreMedium:
 class Unit:
     """A logical unit of a target. Made by `Target.add_lu`."""
 
-    def __init__(self, core: Core, spec: LuSpec, store: Store) -> None:
+    def __init__(self, core: Core, spec: LuSpec, store: Store, saved: SavedState | None = None) -> None:
         self.spec: Final = spec
         self.store: Final = store
         self._core = core
@@ -161,7 +162,7 @@ class Unit:
         medium.lu = self.handle
         self.gate: Final[Gate] = core.gate(self.handle)
         definition = LuDefinition(spec.name, spec.uuid, write_cache=spec.write_cache)
-        self.logical_unit: Final = LogicalUnit(definition, medium, self.gate)
+        self.logical_unit: Final = LogicalUnit(definition, medium, self.gate, saved)
         self._resets = 0
         core.listen(lib.VS_UP_STORE_FAILED, self.cookie, self._store_failed)
 
