@@ -2,9 +2,9 @@
 """A disk that may lose whatever was not made durable: it watches the calls that a writer makes below a directory, and
 gives every content that the directory may have after the power failed behind any one of them.
 
-What counts as lost is as bad as POSIX lets it be: each name and each file's bytes are new only after an fsync of the
 What counts as lost is as bad as POSIX lets it be: each name and each file has its new content for sure only after an
 fsync of the directory or the file; before, either may be there or not, in any combination, and bytes in part or zero.
+"""
 
 from __future__ import annotations
 
