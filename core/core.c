@@ -14,6 +14,7 @@
 
 #ifdef VS_TSAN
 _Atomic uint32_t vs_tsan_fence;
+_Atomic uint32_t vs_tsan_shared[VS_TSAN_PLACES];
 #endif
 
 uint64_t vs_now_ns(void)

@@ -46,6 +46,18 @@ static inline void vs_fence(void)
 #endif
 }
 
+/* Nor does it see that a word which a driver of our own and the device reach through two mappings is one word: what its release and acquire order
+ * is told through one private word for each place in a page. Called before the store with release, and after the load with acquire. */
+#ifdef VS_TSAN
+enum { VS_TSAN_PLACES = 2048 };
+extern _Atomic uint32_t vs_tsan_shared[VS_TSAN_PLACES];
+static inline void vs_shared_release(const void *p) { atomic_fetch_add_explicit(&vs_tsan_shared[(uintptr_t)p / 2 % VS_TSAN_PLACES], 1, memory_order_release); }
+static inline void vs_shared_acquire(const void *p) { (void)atomic_load_explicit(&vs_tsan_shared[(uintptr_t)p / 2 % VS_TSAN_PLACES], memory_order_acquire); }
+#else
+static inline void vs_shared_release(const void *p) { (void)p; }
+static inline void vs_shared_acquire(const void *p) { (void)p; }
+#endif
+
 static inline void vs_pause(void)
 {
 #if defined(__x86_64__)

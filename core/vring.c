@@ -300,6 +300,7 @@ int vs_vring_available(struct vs_vring *r)
 	uint16_t idx = __atomic_load_n(&r->avail->idx, __ATOMIC_ACQUIRE);
 	uint16_t n = (uint16_t)(idx - r->last_avail);
 
+	vs_shared_acquire(&r->avail->idx);
 	if (vs_unlikely(n > r->size))
 		return -VS_RULE_AVAIL_JUMP;
 	r->shadow_avail = idx;
@@ -370,6 +371,7 @@ bool vs_vring_publish(struct vs_vring *r)
 	if (r->published == r->used_idx)
 		return false;
 	/* 2.7.8.2: the entries are visible before the idx that counts them. */
+	vs_shared_release(&r->used->idx);
 	__atomic_store_n(&r->used->idx, r->used_idx, __ATOMIC_RELEASE);
 	r->published = r->signalled_used = r->used_idx;
 	r->signalled_valid = true;

@@ -410,6 +410,7 @@ static bool chip_ring_bell(struct initiator *i, struct command *c)
 		}
 	}
 	i->chip->ring[at % PORT_SLOTS] = n;
+	vs_shared_release(&i->chip->producer);
 	__atomic_store_n(&i->chip->producer, at + 1, __ATOMIC_RELEASE);
 	CHECK_EQ(write(i->fd, &one, sizeof(one)), sizeof(one));
 	return true;
@@ -423,6 +424,7 @@ static struct command *chip_look(struct initiator *i)
 
 		if (c->kind == NONE || !__atomic_load_n(&b->done, __ATOMIC_ACQUIRE))
 			continue;
+		vs_shared_acquire(&b->done);
 		CHECK_EQ(b->tag, c->tag);
 		c->status = (uint8_t)b->status;
 		c->response = (uint8_t)b->response;

@@ -282,8 +282,8 @@ static void without_credit_the_socket_says_task_set_full_and_the_others_wait(voi
 	open_rig(&r);
 	hold(&r);
 	for (uint32_t who = 0; who < INITIATORS; who++)
-		for (int n = 0; n < CREDIT + 2; n++)
-			start(&r, who, 0x2a, 8, 1, BLOCK, 0);
+		for (int n = 0; n < CREDIT + 2; n++) /* each its own block: writes of one block at once are a race that they may have */
+			start(&r, who, 0x2a, 8 + who, 1, BLOCK, 0);
 	/* The rings are one device, and share its credit. */
 	until(&r, &r.nheld, 3 * CREDIT);
 	for (int n = 0; n < 2; n++)

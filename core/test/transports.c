@@ -157,6 +157,7 @@ static void chip_complete(struct vs_task *t)
 	b->status = t->status;
 	b->response = t->response;
 	b->residual = (uint32_t)(expected - vs_min(expected, t->transferred));
+	vs_shared_release(&b->done);
 	__atomic_store_n(&b->done, 1, __ATOMIC_RELEASE);
 	vs_unpin(t->w, &s->map->pins);
 }
@@ -212,6 +213,7 @@ static bool chip_fetch(struct chip *c)
 	CHECK(m);
 	if (__atomic_load_n(&m->producer, __ATOMIC_ACQUIRE) == c->consumer)
 		return false;
+	vs_shared_acquire(&m->producer);
 	i = m->ring[c->consumer++ % PORT_SLOTS];
 	CHECK(i < PORT_SLOTS && !c->slots[i].busy);
 	s = &c->slots[i];
