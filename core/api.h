@@ -339,6 +339,7 @@ struct vs_queue_params {
 	int32_t call_fd;    /* -1: the driver polls */
 	int32_t err_fd;
 	uint32_t enabled;
+	uint32_t wait_kick; /* take nothing before the first kick; means nothing without a kick descriptor */
 };
 int vs_queue_start(vs_vdev *vdev, uint32_t index, const struct vs_queue_params *params, vs_memmap *map, uint64_t cookie);
 int vs_queue_stop(vs_vdev *vdev, uint32_t index, uint64_t cookie);              /* VS_UP_DONE(aux = next avail index) after all in flight ended */
@@ -354,6 +355,7 @@ struct vs_queue_info {
 	uint32_t size, features, worker, in_flight;
 	uint16_t last_avail, used_idx;
 	uint8_t started, enabled, broken, stalled;
+	uint8_t begun;              /* since it was started it was kicked, or something was taken from it */
 	int32_t error;
 	uint32_t max_batch;
 };

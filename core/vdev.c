@@ -228,6 +228,7 @@ int vs_queue_info(const vs_vdev *d, uint32_t index, struct vs_queue_info *out)
 	out->enabled = (state >> 1) & 1;
 	out->broken = (state >> 2) & 1;
 	out->stalled = (state >> 3) & 1;
+	out->begun = (state >> 4) & 1;
 	out->error = atomic_load((_Atomic int32_t *)&q->view.error);
 	return 0;
 }

@@ -44,13 +44,15 @@ struct vs_queue {
 	uint32_t index, in_flight, unpublished, segment_bytes;
 	int call_fd, err_fd;
 	bool started, enabled, stopping, broken, ring_gone, notify, kick_known, waiting;
+	bool await_kick;             /* the front end may still say where it begins: nothing of the ring is read or written */
+	bool begun;
 	int32_t error;
 	uint64_t stop_cookie;
 	uint32_t sigbus_seen;
 	struct {
 		vs_counter requests, kicks, interrupts, interrupts_suppressed, batches, errors;
 		_Atomic uint32_t in_flight, max_batch, indices; /* last_avail << 16 | used_idx */
-		_Atomic uint32_t state;                         /* 1 started 2 enabled 4 broken 8 stalled */
+		_Atomic uint32_t state;                         /* 1 started 2 enabled 4 broken 8 stalled 16 begun */
 		_Atomic int32_t error;
 	} view;                      /* what the control plane may read at any time */
 	struct vs_queue_params params;

@@ -24,7 +24,8 @@ enum {
 
 static void publish_view(struct vs_queue *q)
 {
-	uint32_t state = (q->started ? 1u : 0) | (q->enabled ? 2u : 0) | (q->broken ? 4u : 0) | (q->stalled ? 8u : 0);
+	uint32_t state = (q->started ? 1u : 0) | (q->enabled ? 2u : 0) | (q->broken ? 4u : 0) | (q->stalled ? 8u : 0) |
+			 (q->begun ? 16u : 0);
 
 	atomic_store_explicit(&q->view.indices, (uint32_t)q->ring.last_avail << 16 | q->ring.used_idx, memory_order_relaxed);
 	atomic_store_explicit(&q->view.in_flight, q->in_flight, memory_order_relaxed);
@@ -438,7 +439,7 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
 	int n, did = 0;
 
-	if (vs_unlikely(!q->enabled || q->broken || q->stopping || q->waiting))
+	if (vs_unlikely(!q->enabled || q->broken || q->stopping || q->waiting || q->await_kick))
 		return 0;
 	if (vs_unlikely(q->stalled != NULL) && !retry_stalled(q))
 		return 0;
@@ -450,6 +451,7 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 		return 0;
 	}
 	n = vs_min(n, POP_A_TURN);
+	q->begun = true;
 	while (did < n) {
 		/* Messages first: they may hand back tasks that come before the next one. */
 		if (vs_unlikely(vs_worker_should_yield(w)) && !w->popping_for_tmf)
@@ -498,7 +500,7 @@ static bool queue_arm(struct vs_worker *w, struct vs_poller *p)
 {
 	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
 
-	if (!q->enabled || q->broken || q->stopping || q->stalled || q->waiting)
+	if (!q->enabled || q->broken || q->stopping || q->stalled || q->waiting || q->await_kick)
 		return false;
 	if (q->kick.fd < 0)
 		vs_timer_set(w, &q->poll_timer, vs_now_ns() + POLL_TIMER_NS);
@@ -510,7 +512,7 @@ static void queue_disarm(struct vs_worker *w, struct vs_poller *p)
 	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
 
 	(void)w;
-	if (q->enabled && !q->broken && !q->stopping)
+	if (q->enabled && !q->broken && !q->stopping && !q->await_kick)
 		vs_vring_kicks_off(&q->ring);
 }
 
@@ -535,6 +537,11 @@ static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events
 	if (vs_unlikely(r < 0 && errno == EINTR) && !q->broken)
 		queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
 	(void)events;
+	if (vs_unlikely(!q->begun)) {
+		q->begun = true;
+		q->await_kick = false;
+		publish_view(q);
+	}
 	vs_count(&q->view.kicks, 1);
 	vs_count(&w->stats.kicks, 1);
 }
@@ -602,6 +609,8 @@ void vs_queue_run_kick(struct vs_queue *q, int fd)
 {
 	if (refuse_fd(q->started && !q->stopping, fd))
 		return;
+	if (fd < 0)
+		q->await_kick = false; /* polled from here on */
 	if (q->kick_known) {
 		/* The engine lets go of the old one first; kick_removed comes back here. */
 		if (q->params.kick_fd >= 0 && q->params.kick_fd != q->kick.fd)
@@ -670,13 +679,14 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_
 	q->broken = q->ring_gone = q->stopping = q->notify = false;
 	q->error = 0;
 	q->in_flight = q->unpublished = q->segment_bytes = 0;
-	q->waiting = false;
+	q->waiting = q->begun = false;
+	q->await_kick = q->params.wait_kick;
 	q->stalled = NULL;
 	q->sigbus_seen = vs_sigbus_count();
 	vs_queue_run_kick(q, kick_fd);
 	if (q->index != VS_QUEUE_EVENT) {
 		vs_list_add_tail(&q->w->pollers, &q->poller.link);
-		if (q->enabled)
+		if (q->enabled && !q->await_kick)
 			vs_vring_kicks_off(&q->ring);
 	}
 	publish_view(q);
@@ -753,7 +763,7 @@ int vs_queue_run_event(struct vs_queue *q, const uint8_t *event)
 	struct vs_request *r;
 	int n;
 
-	if (!q->started || q->broken || q->stopping || !q->enabled)
+	if (!q->started || q->broken || q->stopping || !q->enabled || q->await_kick)
 		return -ENOBUFS;
 	n = vs_vring_available(&q->ring);
 	if (n < 0) {
@@ -762,6 +772,7 @@ int vs_queue_run_event(struct vs_queue *q, const uint8_t *event)
 	}
 	if (!n)
 		return -ENOBUFS;
+	q->begun = true;
 	r = request_pop(q, &chain);
 	if (!r)
 		return -EIO;

@@ -91,13 +91,13 @@ class RecordingDevice:
         self._record("remove_mem_region", region)
         self._replace_regions([each for each in self.regions if each != region])
 
-    def set_vring_num(self, index: int, num: int) -> None:
+    async def set_vring_num(self, index: int, num: int) -> None:
         self._record("set_vring_num", index, num)
 
-    def set_vring_addr(self, index: int, addr: VringAddr) -> None:
+    async def set_vring_addr(self, index: int, addr: VringAddr) -> None:
         self._record("set_vring_addr", index, addr)
 
-    def set_vring_base(self, index: int, base: int) -> None:
+    async def set_vring_base(self, index: int, base: int) -> None:
         self._record("set_vring_base", index, base)
         self.bases[index] = base
 

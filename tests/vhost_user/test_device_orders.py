@@ -147,6 +147,10 @@ ORDERS = [
     "table num addr kick enable kick kick call call",
     "enable kick num table addr",
     "table num base addr kick enable disable enable",
+    # A ring is stopped until it is kicked: what it is may be said, and said again, after everything else.
+    "table num addr kick call enable base",
+    "table num base addr kick call enable addr num base",
+    "kick enable table addr num base num addr base kick",
 ]
 
 
@@ -325,11 +329,65 @@ def test_the_base_of_a_ring_that_never_ran_is_what_was_set(end: End) -> None:
         assert frontend.stop_vring(2) == 77
 
 
-def test_a_running_ring_cannot_be_given_another_size(end: End) -> None:
+def test_a_base_that_comes_last_finds_nothing_taken_before_it(live: Live, end: End, steps: Steps) -> None:
+    """The ring is in the middle of its life: from any other base old requests would be taken anew."""
+    for step in ["table", "num", "base", "addr", "kick", "call", "enable"]:
+        getattr(steps, step)()
+    steps.host.ready()
+    uses(steps.host, 20)
+    bases = [steps.frontend.stop_vring(n) for n in range(3)]
+    assert bases[2] >= 40
+    steps.frontend.reset_device()
+    taken = end.queue(2).requests
+    for step in ["num", "addr", "kick", "call", "enable"]:
+        getattr(steps, step)()
+    time.sleep(0.05)  # for a device that does not wait
+    assert end.queue(2).requests == taken
+    for n, base in enumerate(bases):
+        steps.frontend.tell(Request.SET_VRING_BASE, VRING_STATE.build(VringState(n, base)))
+    good(steps.host.command(inquiry(36), in_len=36))
+    assert (end.queue(2).requests, end.queue(2).error) == (taken + 1, None)
+    steps.host.ready()
+    uses(steps.host)
+
+
+def test_a_ring_that_waits_for_its_kick_takes_what_stood_there_before(steps: Steps) -> None:
+    for step in ["table", "num", "addr", "call"]:
+        getattr(steps, step)()
+    tag = steps.host.send(inquiry(36), in_len=36)  # the kick is in the eventfd before the device has it
+    for step in ["kick", "enable"]:
+        getattr(steps, step)()
+    assert len(good(steps.host.wait(tag))) == 36
+    steps.host.ready()
+    uses(steps.host)
+
+
+def test_a_ring_that_waits_for_its_kick_runs_when_it_is_polled_instead(steps: Steps) -> None:
+    for step in ["table", "num", "addr", "call", "kick", "enable"]:
+        getattr(steps, step)()
+    for n in range(3):
+        steps.frontend.set_notifier(Request.SET_VRING_KICK, n, None)
+    for port in steps.host.driver.requests:
+        port.notify = lambda: None
+    assert len(good(steps.host.command(inquiry(36), in_len=36))) == 36
+
+
+CHANGES = {
+    "num": lambda frontend, queue: frontend.tell(Request.SET_VRING_NUM, VRING_STATE.build(VringState(2, 64))),
+    "base": lambda frontend, queue: frontend.tell(Request.SET_VRING_BASE, VRING_STATE.build(VringState(2, 0))),
+    "addr": lambda frontend, queue: frontend.tell(
+        Request.SET_VRING_ADDR, VRING_ADDR.build(IndexedVringAddr(2, user_addresses(queue)))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_ring_that_was_kicked_cannot_be_changed(end: End, change: str) -> None:
     with end.connect() as host:
-        with pytest.raises(RequestRefused):
-            host.initiator.frontend.tell(Request.SET_VRING_NUM, VRING_STATE.build(VringState(2, 64)))
         host.ready()
+        uses(host)
+        with pytest.raises(RequestRefused):
+            CHANGES[change](host.initiator.frontend, host.initiator.queues[2])
         uses(host)
 
 

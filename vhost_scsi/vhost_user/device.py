@@ -77,6 +77,8 @@ class _Ring:
     num: int = 0
     addr: VringAddr | None = None
     base: int = 0
+    based: bool = False
+    """the base is known: told by the front end, or where the ring stopped"""
     kick: int | None = None
     armed: bool = False
     call: int | None = None
@@ -257,22 +259,41 @@ class VirtioScsiDevice:
 
     # ---- rings -----------------------------------------------------------------------------------------------------
 
-    def set_vring_num(self, index: int, num: int) -> None:
-        self._stopped(index).num = num
-        self._start_soon(index)
+    async def set_vring_num(self, index: int, num: int) -> None:
+        await self._whole(self._reshape(index, num=num))
 
-    def set_vring_addr(self, index: int, addr: VringAddr) -> None:
-        self._stopped(index).addr = addr
-        self._start_soon(index)
+    async def set_vring_addr(self, index: int, addr: VringAddr) -> None:
+        await self._whole(self._reshape(index, addr=addr))
 
-    def set_vring_base(self, index: int, base: int) -> None:
-        self._stopped(index).base = base
+    async def set_vring_base(self, index: int, base: int) -> None:
+        await self._whole(self._reshape(index, base=base))
 
-    def _stopped(self, index: int) -> _Ring:
+    async def _reshape(
+        self, index: int, *, num: int | None = None, addr: VringAddr | None = None, base: int | None = None
+    ) -> None:
+        """vhost-user, Ring states: a ring is started by a kick. Until one comes it is stopped, whatever was sent before,
+        and the front end may still say what it is."""
         ring = self._rings[index]
+        await self._settle(index)
         if ring.running:
-            raise ProtocolError(Rule.RING_STARTED, f"ring {index} runs")
-        return ring
+            if not self._begun(index):
+                await self._stop(index)
+            if self._begun(index):
+                await self._try_start(index)  # a kick came meanwhile
+                raise ProtocolError(Rule.RING_STARTED, f"ring {index} runs")
+        if num is not None:
+            ring.num = num
+        if addr is not None:
+            ring.addr = addr
+        if base is not None:
+            ring.base, ring.based = base, True
+        self._start_soon(index)
+
+    def _begun(self, index: int) -> bool:
+        """Since its last start the ring was kicked, or something was taken from it."""
+        info: Any = ffi.new("struct vs_queue_info *")
+        lib.vs_queue_info(self.handle, index, info)
+        return bool(info.begun)
 
     def set_vring_kick(self, index: int, fd: int | None) -> None:
         ring = self._rings[index]
@@ -326,6 +347,7 @@ class VirtioScsiDevice:
         ring.kick = None
         if ring.running:
             await self._stop(index)
+        ring.based = True
         return ring.base
 
     async def reset_device(self) -> None:
@@ -335,7 +357,7 @@ class VirtioScsiDevice:
         await self._end_requests()
         for ring in self._rings:
             ring.num, ring.addr, ring.base = 0, None, 0
-            ring.enabled = ring.armed = False
+            ring.based = ring.enabled = ring.armed = False
             _close(ring.kick)
             ring.kick = None
         self.status = 0
@@ -382,6 +404,8 @@ class VirtioScsiDevice:
         params.call_fd = _duplicate(ring.call)
         params.err_fd = _duplicate(ring.err)
         params.enabled = ring.enabled
+        # A ring whose base is known is looked at without a kick: one may have been lost while it was stopped.
+        params.wait_kick = not ring.based
         ring.running = True
         enabled = ring.enabled
         reply = await self._core.message(
@@ -408,6 +432,7 @@ class VirtioScsiDevice:
         reply = await self._core.message(lambda cookie: lib.vs_queue_stop(self.handle, index, cookie))
         ring.running = False
         ring.base = reply.aux
+        ring.based = ring.based or self._begun(index)
         ring.addresses = None
 
     async def _end_requests(self) -> None:

@@ -92,9 +92,9 @@ class Device(Protocol):
 
     async def add_mem_region(self, region: MemoryRegion) -> None: ...
     async def remove_mem_region(self, region: MemoryRegion) -> None: ...
-    def set_vring_num(self, index: int, num: int) -> None: ...
-    def set_vring_addr(self, index: int, addr: VringAddr) -> None: ...
-    def set_vring_base(self, index: int, base: int) -> None: ...
+    async def set_vring_num(self, index: int, num: int) -> None: ...
+    async def set_vring_addr(self, index: int, addr: VringAddr) -> None: ...
+    async def set_vring_base(self, index: int, base: int) -> None: ...
     def set_vring_kick(self, index: int, fd: int | None) -> None: ...
     def set_vring_call(self, index: int, fd: int | None) -> None: ...
     def set_vring_err(self, index: int, fd: int | None) -> None: ...
@@ -324,7 +324,7 @@ class Session:
     async def _set_vring_num(self, state: VringState, _fds: ReceivedFds) -> None:
         ring = self._ring(state.index)
         memory_table.check_ring_size(state.num)
-        self._device.set_vring_num(state.index, state.num)
+        await self._device.set_vring_num(state.index, state.num)
         ring.num = state.num
 
     async def _set_vring_addr(self, value: IndexedVringAddr, _fds: ReceivedFds) -> None:
@@ -332,7 +332,7 @@ class Session:
         memory_table.check_ring_addr(value.addr)
         if ring.armed:
             self._check_mapped(ring.num, value.addr)
-        self._device.set_vring_addr(value.index, value.addr)
+        await self._device.set_vring_addr(value.index, value.addr)
         ring.addr = value.addr
 
     async def _set_vring_base(self, state: VringState, _fds: ReceivedFds) -> None:
@@ -341,7 +341,7 @@ class Session:
         # ring has its wrap counters there, and is not offered.
         if state.num > 0xFFFF and not self._features & Feature.RING_PACKED:
             raise ProtocolError(Rule.RING_BASE, f"{state.num:#x} for a split ring")
-        self._device.set_vring_base(state.index, state.num)
+        await self._device.set_vring_base(state.index, state.num)
 
     async def _get_vring_base(self, state: VringState, _fds: ReceivedFds) -> VringState:
         self._ring(state.index)
