@@ -99,6 +99,7 @@ struct vs_task_info {
 	uint32_t out_segments;
 	uint32_t worker;
 	uint32_t lun_kind;     /* enum vs_lun_kind */
+	uint64_t order;        /* where it stands among what its nexus sent; 0 where the transport has no such order */
 };
 
 void vs_task_info(const vs_task *task, struct vs_task_info *out);
@@ -273,7 +274,7 @@ int vs_nexus_create(vs_core *core, vs_lu *lu, uint64_t cookie, vs_nexus **out);
 void vs_nexus_destroy(vs_nexus *nexus); /* unmapped, nothing in flight */
 
 /* Task management on what C holds: every worker first pops what its rings hold, then marks what matches. */
-enum vs_tmf_match { VS_TMF_TAG = 1, VS_TMF_NEXUS = 2, VS_TMF_LU = 4, VS_TMF_PORT = 8 };
+enum vs_tmf_match { VS_TMF_TAG = 1, VS_TMF_NEXUS = 2, VS_TMF_LU = 4, VS_TMF_PORT = 8, VS_TMF_BEFORE = 16 };
 enum vs_tmf_action { VS_TMF_QUERY = 0, VS_TMF_ABORT = 1 };
 struct vs_tmf {
 	vs_lu *lu;
@@ -285,6 +286,7 @@ struct vs_tmf {
 	uint32_t action;   /* enum vs_tmf_action */
 	uint32_t response; /* enum vs_response that the aborted tasks end with */
 	uint32_t reserved;
+	uint64_t before;   /* VS_TMF_BEFORE: tasks whose order is lower */
 };
 /* One VS_UP_DONE(cookie, aux = tasks matched) a worker, after the matched tasks of that worker have ended and their completions are visible. */
 void vs_tmf_post(vs_core *core, const struct vs_tmf *tmf);
@@ -394,6 +396,9 @@ struct vs_isession_params {
 int vs_isession_create(vs_core *core, const struct vs_isession_params *params, vs_isession **out);
 int vs_isession_set_luns(vs_isession *session, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie); /* VS_UP_DONE; target must be 0 */
 int vs_isession_destroy(vs_isession *session, uint64_t cookie); /* VS_UP_DONE; every connection is closed, every task has ended */
+/* Takes the numbers from `first` on, up to but not `end`, as received as far as they are in the window and have not come: what comes with them
+ * later is dropped. VS_UP_DONE, aux = how many had not come. */
+int vs_isession_plug(vs_isession *session, uint32_t first, uint32_t end, uint64_t cookie);
 
 struct vs_iconn_params {
 	uint64_t cookie;
@@ -431,6 +436,7 @@ struct vs_ipdu_info {
 	const uint8_t *data;
 	uint32_t ahs_length;
 	uint32_t data_length;
+	uint64_t order;             /* as of a task: what came before it has a lower one */
 };
 void vs_ipdu_info(const vs_ipdu *pdu, struct vs_ipdu_info *out);
 void vs_ipdu_done(vs_core *core, vs_ipdu *pdu);

@@ -480,6 +480,7 @@ struct vs_task {
 	struct vs_nexus *nexus;   /* NULL: no logical unit there; Python answers */
 	struct vs_credit *credit;
 	uint64_t port_cookie, tag;
+	uint64_t order;           /* among the tasks of the nexus; 0 where the transport has none */
 	struct iovec *out, *in;
 	uint32_t nout, nin;
 	uint64_t out_length, in_length;

@@ -83,6 +83,8 @@ struct vs_isession {
 	struct vs_credit credit;
 	struct vs_lunmap_ref luns;
 	uint32_t exp_cmd_sn, max_cmd_sn;
+	uint64_t long_sn;            /* exp_cmd_sn in 64 bits: does not wrap */
+	uint32_t immediates_here;    /* that came while exp_cmd_sn stood where it stands */
 	uint32_t active, immediates; /* commands without a status yet: of the window, and beside it */
 	uint32_t ncmds;
 	struct vs_icmd *cmds;
@@ -97,7 +99,7 @@ struct vs_isession {
 	uint64_t buffers_kept;
 };
 
-struct vs_ipdu { struct vs_iconn *conn; struct vs_upnode up; struct vs_msg msg; uint32_t ahs_length, data_length, size; uint8_t bhs[VS_BHS], bytes[]; };
+struct vs_ipdu { struct vs_iconn *conn; struct vs_upnode up; struct vs_msg msg; uint64_t order; uint32_t ahs_length, data_length, size; uint8_t bhs[VS_BHS], bytes[]; };
 
 /* One slot of what is being sent: header, data, trailer (padding and digest). */
 struct vs_islot {
@@ -154,6 +156,7 @@ void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event); /* tells Pyt
 void vs_isession_window(struct vs_isession *s);
 bool vs_isession_single(const struct vs_isession *s); /* it has one connection */
 void vs_iconn_maybe_gone(struct vs_iconn *c);
+void vs_iconn_view(struct vs_iconn *c); /* shows control how things stand */
 /* iscsi_rx.c */
 int vs_irx_poll(struct vs_iconn *c);
 bool vs_irx_has_work(const struct vs_iconn *c);
@@ -163,6 +166,8 @@ struct vs_isn *vs_isn_take(struct vs_iconn *c, uint32_t sn); /* NULL: outside th
 void vs_isn_whole(struct vs_iconn *c); /* the PDU that took c->sn is whole: passes on what may go on */
 void vs_isn_forget(struct vs_isession *s, struct vs_icmd *x); /* aborted: its number still counts */
 void vs_isn_conn_gone(struct vs_iconn *c);
+uint32_t vs_isn_plug(struct vs_isession *s, uint32_t first, uint32_t end);
+uint64_t vs_isn_order(struct vs_iconn *c); /* of the PDU in c->bhs */
 /* iscsi_cmd.c */
 void vs_icmd_arrive(struct vs_iconn *c); /* c->bhs and c->ahs are a SCSI command; sets c->data_to for immediate data */
 void vs_icmd_immediate_done(struct vs_iconn *c, bool digest_ok);

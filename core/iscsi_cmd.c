@@ -167,6 +167,33 @@ static void set_residual(struct vs_icmd *x)
 	}
 }
 
+/* Ends before its turn: data that still comes of it belongs to nobody, its number counts all the same. */
+static void step_aside(struct vs_icmd *x)
+{
+	struct vs_isession *s = x->conn->session;
+	struct vs_iconn *c = x->conn;
+
+	if (x->state == VS_IC_HELD && !x->immediate)
+		vs_isn_forget(s, x);
+	leave_order(s, x);
+	vs_list_del(&x->link);
+	vs_list_del(&x->r2t_item.link);
+	if (c->data_cmd == x) {
+		c->data_cmd = NULL;
+		c->data_to = NULL;
+	}
+}
+
+/* SPC-5 5.5: the unit was taken away from this nexus while the command waited or ran. */
+static void lost_unit(struct vs_icmd *x)
+{
+	struct vs_task *t = &x->task;
+
+	t->status = VS_STATUS_CHECK_CONDITION;
+	t->transferred = t->required = 0;
+	vs_sense_set(t, &(struct vs_sense){ .key = VS_SK_ILLEGAL_REQUEST, .asc_ascq = VS_ASC_LOGICAL_UNIT_NOT_SUPPORTED });
+}
+
 static void complete(struct vs_task *t)
 {
 	struct vs_icmd *x = vs_container_of(t, struct vs_icmd, task);
@@ -175,8 +202,12 @@ static void complete(struct vs_task *t)
 		vs_icmd_release(x); /* RFC 7143 4.2.3.3: an aborted task gets no response */
 		return;
 	}
+	if (t->response == VS_RESP_BAD_TARGET)
+		step_aside(x);
 	x->state = VS_IC_SENDS;
-	x->response = t->response == VS_RESP_OK || t->response == VS_RESP_OVERRUN ? 0 : 1;
+	x->response = t->response == VS_RESP_OK || t->response == VS_RESP_OVERRUN || t->response == VS_RESP_BAD_TARGET ? 0 : 1;
+	if (t->response == VS_RESP_BAD_TARGET)
+		lost_unit(x);
 	if (t->response == VS_RESP_OVERRUN && t->lu)
 		vs_sense_set(t, &(struct vs_sense){ .key = VS_SK_ILLEGAL_REQUEST, .asc_ascq = VS_ASC_INVALID_FIELD_IN_CDB });
 	x->status = t->status;
@@ -423,6 +454,7 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	t->credit = &s->credit;
 	t->port_cookie = s->p.cookie;
 	t->tag = x->itt;
+	t->order = vs_isn_order(c);
 	t->attribute = attribute[c->bhs[1] & 7];
 	t->listed = t->aborted = t->started = t->notify = false;
 	t->tmf = NULL;
@@ -530,13 +562,7 @@ static struct vs_icmd *burst_error(struct vs_iconn *c)
 /* 11.7.5, at recovery level 0: data that is out of sequence ends its command, and what else comes of it belongs to nobody. */
 static struct vs_icmd *sequence_error(struct vs_icmd *x)
 {
-	struct vs_isession *s = x->conn->session;
-
-	if (x->state == VS_IC_HELD && !x->immediate)
-		vs_isn_forget(s, x);
-	leave_order(s, x);
-	vs_list_del(&x->link);
-	vs_list_del(&x->r2t_item.link);
+	step_aside(x);
 	fail_data(x, VS_ASC_DATA_PHASE);
 	return NULL;
 }

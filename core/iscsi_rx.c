@@ -67,6 +67,7 @@ void vs_irx_upcall(struct vs_ipdu *p)
 
 	c->kept -= p->size;
 	c->upcalls++;
+	vs_iconn_view(c); /* control looks at the window when it decides what the PDU means */
 	p->up = (struct vs_upnode){ .kind = VS_UP_IPDU, .worker = c->w->index, .cookie = c->cookie, .object = p };
 	vs_upcall(c->w->core, &p->up);
 }
@@ -204,6 +205,7 @@ static bool to_python(struct vs_iconn *c)
 	}
 	p->conn = c;
 	p->size = (uint32_t)sizeof(*p) + c->ahs_length + c->data_length;
+	p->order = vs_isn_order(c);
 	c->kept += p->size;
 	memcpy(p->bhs, c->bhs, VS_BHS);
 	memcpy(p->bytes, c->ahs, c->ahs_length);

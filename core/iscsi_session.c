@@ -88,6 +88,7 @@ int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_ise
 	s->p = *p;
 	s->p.max_outstanding_r2t = vs_min(p->max_outstanding_r2t, (uint32_t)VS_IR2T_MAX);
 	s->exp_cmd_sn = p->exp_cmd_sn;
+	s->long_sn = (UINT64_C(1) << 32) + p->exp_cmd_sn;
 	s->max_cmd_sn = p->exp_cmd_sn + p->queue_depth - 1;
 	s->ncmds = p->queue_depth + SPARE_COMMANDS;
 	while (sns < p->queue_depth)
@@ -163,6 +164,30 @@ int vs_isession_destroy(vs_isession *s, uint64_t cookie)
 	return 0;
 }
 
+struct plug_msg { struct vs_msg msg; struct vs_isession *s; uint32_t first, end; uint64_t cookie; };
+
+static void plug_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct plug_msg *o = vs_container_of(m, struct plug_msg, msg);
+	uint32_t n = vs_isn_plug(o->s, o->first, o->end);
+
+	for (struct vs_list *l = o->s->conns.next; l != &o->s->conns; l = l->next)
+		vs_iconn_view(vs_container_of(l, struct vs_iconn, link));
+	vs_upcall_after_flush(w, VS_UP_DONE, o->cookie, n, 0);
+	free(o);
+}
+
+int vs_isession_plug(vs_isession *s, uint32_t first, uint32_t end, uint64_t cookie)
+{
+	struct plug_msg *o = calloc(1, sizeof(*o));
+
+	if (!o)
+		return -ENOMEM;
+	*o = (struct plug_msg){ .msg.run = plug_run, .s = s, .first = first, .end = end, .cookie = cookie };
+	vs_worker_send(s->w, &o->msg);
+	return 0;
+}
+
 /* ---- connections on their worker -------------------------------------------------------------------------------------------------------------- */
 
 void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event)
@@ -173,7 +198,7 @@ void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event)
 	vs_upcall_new(c->w->core, VS_UP_ICONN, c->w->index, c->cookie, event, 0, NULL);
 }
 
-static void view(struct vs_iconn *c)
+void vs_iconn_view(struct vs_iconn *c)
 {
 	const struct vs_isession *s = c->session;
 
@@ -199,7 +224,7 @@ static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 	if (vs_irx_has_work(c))
 		n += vs_irx_poll(c);
 	if (n)
-		view(c);
+		vs_iconn_view(c);
 	return n;
 }
 
@@ -209,7 +234,7 @@ static void conn_flush(struct vs_worker *w, struct vs_poller *p)
 
 	(void)w;
 	vs_itx_push(c);
-	view(c);
+	vs_iconn_view(c);
 }
 
 static bool conn_arm(struct vs_worker *w, struct vs_poller *p)
@@ -288,7 +313,7 @@ static void start_run(struct vs_worker *w, struct vs_msg *m)
 		c->removed = true;
 		vs_iconn_event(c, VS_ICONN_SOCKET_ERROR);
 	}
-	view(c);
+	vs_iconn_view(c);
 }
 
 static void drop_partial(struct vs_iconn *c)
@@ -445,7 +470,7 @@ int vs_iconn_send(vs_iconn *c, const uint8_t *bhs, const uint8_t *data, uint32_t
 void vs_ipdu_info(const vs_ipdu *p, struct vs_ipdu_info *out)
 {
 	*out = (struct vs_ipdu_info){ .session_cookie = p->conn->session->p.cookie, .conn_cookie = p->conn->cookie, .bhs = p->bhs, .ahs = p->bytes,
-				      .data = p->bytes + p->ahs_length, .ahs_length = p->ahs_length, .data_length = p->data_length };
+				      .data = p->bytes + p->ahs_length, .ahs_length = p->ahs_length, .data_length = p->data_length, .order = p->order };
 }
 
 static void pdu_done_run(struct vs_worker *w, struct vs_msg *m)

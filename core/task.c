@@ -387,7 +387,8 @@ static bool matches(const struct vs_tmf *f, const struct vs_task *t)
 	if (!t->nexus && (f->match & (VS_TMF_LU | VS_TMF_NEXUS)))
 		return false;
 	return (!(f->match & VS_TMF_LU) || t->lu == f->lu) && (!(f->match & VS_TMF_NEXUS) || t->nexus == f->nexus) &&
-	       (!(f->match & VS_TMF_PORT) || t->port_cookie == f->port_cookie) && (!(f->match & VS_TMF_TAG) || t->tag == f->tag);
+	       (!(f->match & VS_TMF_PORT) || t->port_cookie == f->port_cookie) && (!(f->match & VS_TMF_TAG) || t->tag == f->tag) &&
+	       (!(f->match & VS_TMF_BEFORE) || t->order < f->before);
 }
 
 static void abort_task(struct vs_task *t, struct vs_tmf_run *run)
@@ -473,6 +474,7 @@ void vs_task_info(const vs_task *t, struct vs_task_info *out)
 	out->target = t->target;
 	out->lun = t->lun;
 	out->lun_kind = t->lun_kind;
+	out->order = t->order;
 	out->attribute = t->attribute;
 	out->cdb_length = (uint8_t)vs_min((uint32_t)t->cdb_len, (uint32_t)UINT8_MAX);
 	out->layer = t->layer;

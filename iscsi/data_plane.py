@@ -30,9 +30,9 @@ from vhost_scsi.iscsi.full_feature import (
 )
 from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
 from vhost_scsi.iscsi.sessions import Connection
+from vhost_scsi.iscsi.task_management import TaskManagement, is_lower
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
-from vhost_scsi.scsi.task import ServiceResponse
-from vhost_scsi.target import Port, Target, TaskManagementFunction, port_ids
+from vhost_scsi.target import Port, Target, port_ids
 
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
@@ -56,23 +56,6 @@ _EVENTS: Final = {
     lib.VS_ICONN_SENT_LAST: (EventKind.CLOSED_BY_PEER, ""),
     lib.VS_ICONN_PROTOCOL: (EventKind.PROTOCOL_ERROR, "immediate data or direction that was not agreed on"),
 }
-_FUNCTIONS: Final = {
-    TaskFunction.ABORT_TASK: TaskManagementFunction.ABORT_TASK,
-    TaskFunction.ABORT_TASK_SET: TaskManagementFunction.ABORT_TASK_SET,
-    TaskFunction.CLEAR_ACA: TaskManagementFunction.CLEAR_ACA,
-    TaskFunction.CLEAR_TASK_SET: TaskManagementFunction.CLEAR_TASK_SET,
-    TaskFunction.LOGICAL_UNIT_RESET: TaskManagementFunction.LOGICAL_UNIT_RESET,
-    TaskFunction.QUERY_TASK: TaskManagementFunction.QUERY_TASK,
-    TaskFunction.QUERY_TASK_SET: TaskManagementFunction.QUERY_TASK_SET,
-    TaskFunction.I_T_NEXUS_RESET: TaskManagementFunction.I_T_NEXUS_RESET,
-}
-_RESPONSES: Final = {
-    ServiceResponse.FUNCTION_COMPLETE: TaskResponse.COMPLETE,
-    ServiceResponse.FUNCTION_SUCCEEDED: TaskResponse.SUCCEEDED,
-    ServiceResponse.FUNCTION_REJECTED: TaskResponse.REJECTED,
-    ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER: TaskResponse.LUN_DOES_NOT_EXIST,
-    ServiceResponse.SERVICE_DELIVERY_OR_TARGET_FAILURE: TaskResponse.REJECTED,
-}
 
 
 def transport_id(initiator: str, isid: int) -> bytes:
@@ -85,14 +68,6 @@ def transport_id(initiator: str, isid: int) -> bytes:
 def port_name(target: str, tag: int) -> str:
     """RFC 7143, 4.2.7.1: the SCSI port name of a portal group of a target."""
     return f"{target},t,0x{tag:04x}"
-
-
-def lun_number(field: int) -> int | None:
-    """The LUN of an 8-byte field (SAM-5 4.7): peripheral with bus 0, or flat; None for any other form."""
-    first = field >> 48
-    if field & ((1 << 48) - 1) or (first >> 8 and first >> 14 != 1):
-        return None
-    return first & 0x3FFF
 
 
 class CoreConnection:
@@ -124,10 +99,18 @@ class CoreSession:
 
     @property
     def window(self) -> tuple[int, int]:
+        found: tuple[int, int] | None = None
         for connection in self.connections:
+            # Each shows how things stood when something last happened on it: the newest counts.
             info = connection.info()
-            if info is not None and info.max_cmd_sn:
-                return info.exp_cmd_sn, info.max_cmd_sn
+            if info is None or not (info.exp_cmd_sn or info.max_cmd_sn):
+                continue
+            exp, most = int(info.exp_cmd_sn), int(info.max_cmd_sn)
+            if found is None:
+                found = exp, most
+            found = exp if is_lower(found[0], exp) else found[0], most if is_lower(found[1], most) else found[1]
+        if found is not None:
+            return found
         return self.params.cmd_sn, (self.params.cmd_sn + self.params.queue_depth - 1) & 0xFFFFFFFF
 
 
@@ -138,6 +121,7 @@ class DataPlane:
         self._core = core
         self._target = target
         self._workers = cycle(workers)
+        self._tasks = TaskManagement(core, target)
         self._upcalls: Upcalls | None = None
         self._sessions: set[CoreSession] = set()
         self.on_cold_reset: Callable[[str], None] = lambda target: None
@@ -309,9 +293,13 @@ class DataPlane:
         bhs = bytes(ffi.buffer(info.bhs, 48))
         ahs = bytes(ffi.buffer(info.ahs, info.ahs_length)) if info.ahs_length else b""
         data = bytes(ffi.buffer(info.data, info.data_length)) if info.data_length else b""
-        lib.vs_ipdu_done(self._core.handle, pdu)
-        if self._upcalls is not None and connection.handle is not None:
-            self._upcalls.on_pdu(connection, bhs, ahs, data)
+        order = int(info.order)
+        try:
+            if self._upcalls is not None and connection.handle is not None:
+                self._upcalls.on_pdu(connection, bhs, ahs, data, order)
+        finally:
+            # Not before: the connection is read on as far as what it brought is dealt with.
+            lib.vs_ipdu_done(self._core.handle, pdu)
 
     def _event(self, connection: CoreConnection, event: int) -> None:
         kind, detail = _EVENTS[event]
@@ -320,30 +308,11 @@ class DataPlane:
 
     # ---- the SCSI side ---------------------------------------------------------------------------------------------
 
-    async def task_management(self, connection: Connection, request: TaskManagementRequest) -> TaskResponse:
-        port = _session(connection.session.handle).port
-        function = TaskFunction(request.function)
-        if function in (TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET):
-            return await self._reset_target(connection, port, function)
-        lun = lun_number(request.lun)
-        if function not in _FUNCTIONS:
-            return TaskResponse.NOT_SUPPORTED
-        if lun is None or (port.at(0, lun) is None and function is not TaskFunction.I_T_NEXUS_RESET):
-            return TaskResponse.LUN_DOES_NOT_EXIST
-        tag = request.referenced_task_tag
-        if function is TaskFunction.ABORT_TASK:
-            known = await self._target.task_management(port, TaskManagementFunction.QUERY_TASK, 0, lun, tag)
-            await self._target.task_management(port, TaskManagementFunction.ABORT_TASK, 0, lun, tag)
-            found = known is ServiceResponse.FUNCTION_SUCCEEDED
-            return TaskResponse.COMPLETE if found else TaskResponse.TASK_DOES_NOT_EXIST
-        return _RESPONSES[await self._target.task_management(port, _FUNCTIONS[function], 0, lun, tag)]
-
-    async def _reset_target(self, connection: Connection, port: Port, function: TaskFunction) -> TaskResponse:
-        for mapped in port.luns:
-            await self._target.task_management(port, TaskManagementFunction.LOGICAL_UNIT_RESET, 0, mapped.lun, 0)
-        if function is TaskFunction.TARGET_COLD_RESET:
+    async def task_management(self, connection: Connection, request: TaskManagementRequest, order: int) -> TaskResponse:
+        response = await self._tasks.run(_session(connection.session.handle), request, order)
+        if request.function == TaskFunction.TARGET_COLD_RESET and response is TaskResponse.COMPLETE:
             asyncio.get_running_loop().call_soon(self.on_cold_reset, connection.session.target_name)
-        return TaskResponse.COMPLETE
+        return response
 
     def command(self, connection: Connection, command: ScsiCommand, cdb: bytes, data: bytes) -> None:
         """C runs every command, those with an extended CDB too."""

@@ -137,9 +137,10 @@ class ConnectionHandle(Protocol):
 class Upcalls(Protocol):
     """Called on the loop's thread. Neither may block; what takes time goes on in a task."""
 
-    def on_pdu(self, connection: ConnectionHandle, bhs: bytes, ahs: bytes, data: bytes) -> None:
+    def on_pdu(self, connection: ConnectionHandle, bhs: bytes, ahs: bytes, data: bytes, order: int) -> None:
         """Text, Logout, task management, SNACK, SCSI commands with AHS, any command of a discovery session, and
-        opcodes that mean nothing, in the order of their CmdSN, immediate ones at once. Digests and padding are off."""
+        opcodes that mean nothing, in the order of their CmdSN, immediate ones at once. Digests and padding are off.
+        `order` is higher than that of whatever stands before it in the session."""
         ...
 
     def on_event(self, connection: ConnectionHandle, event: ConnectionEvent) -> None: ...

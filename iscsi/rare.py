@@ -59,8 +59,9 @@ _DISCOVERY_MAY: Final = frozenset((Opcode.TEXT_REQUEST, Opcode.LOGOUT_REQUEST, O
 class ScsiSide(Protocol):
     """What stands behind the sessions' LUNs."""
 
-    async def task_management(self, connection: Connection, request: TaskManagementRequest) -> TaskResponse:
-        """Returns when the function is complete. Functions and levels have been checked; reassignment does not come."""
+    async def task_management(self, connection: Connection, request: TaskManagementRequest, order: int) -> TaskResponse:
+        """Returns when the function is complete. Functions and levels have been checked; reassignment does not come.
+        `order` is as in `Upcalls.on_pdu`."""
         ...
 
     def command(self, connection: Connection, command: ScsiCommand, cdb: bytes, data: bytes) -> None:
@@ -90,7 +91,6 @@ class RareHandler:
         self._handlers: Final[dict[Opcode, Callable[[Connection, Any, bytes, bytes], None]]] = {
             Opcode.TEXT_REQUEST: self._text,
             Opcode.LOGOUT_REQUEST: self._logout,
-            Opcode.TASK_MANAGEMENT_REQUEST: self._task_management,
             Opcode.SCSI_COMMAND: self._command,
             Opcode.NOP_OUT: self._nop_out,
             Opcode.SNACK_REQUEST: self._snack,
@@ -101,13 +101,13 @@ class RareHandler:
 
     # ---- upcalls ---------------------------------------------------------------------------------------------------
 
-    def on_pdu(self, handle: ConnectionHandle, bhs: bytes, ahs: bytes, data: bytes) -> None:
+    def on_pdu(self, handle: ConnectionHandle, bhs: bytes, ahs: bytes, data: bytes, order: int) -> None:
         connection = self._keeper.connection_of(handle)
         if connection is None:
-            self._keep_for_later(handle, lambda: self.on_pdu(handle, bhs, ahs, data))
+            self._keep_for_later(handle, lambda: self.on_pdu(handle, bhs, ahs, data, order))
             return
         try:
-            self._dispatch(connection, bhs, ahs, data)
+            self._dispatch(connection, bhs, ahs, data, order)
         except Refused as refused:
             self.reject(connection, bhs, refused.reason, str(refused))
 
@@ -141,19 +141,23 @@ class RareHandler:
         for call in self._early.pop(connection.handle, []):
             call()
 
-    def _dispatch(self, connection: Connection, bhs: bytes, ahs: bytes, data: bytes) -> None:
+    def _dispatch(self, connection: Connection, bhs: bytes, ahs: bytes, data: bytes, order: int) -> None:
         try:
             header = pdu.parse(bhs)
         except PduError as error:
             raise Refused(RejectReason.COMMAND_NOT_SUPPORTED, str(error)) from None
         handler = self._handlers.get(header.OPCODE)
-        if handler is None:
+        manages = isinstance(header, TaskManagementRequest)
+        if handler is None and not manages:
             raise Refused(RejectReason.COMMAND_NOT_SUPPORTED, f"{header.OPCODE.name} is nothing that we are sent here")
         if connection.session.target is None and header.OPCODE not in _DISCOVERY_MAY:
             raise Refused(RejectReason.PROTOCOL_ERROR, f"{header.OPCODE.name} has no place in a discovery session")
         if ahs and header.OPCODE is not Opcode.SCSI_COMMAND:
             raise Refused(RejectReason.INVALID_PDU_FIELD, "additional header segments belong to SCSI commands only")
-        handler(connection, header, ahs, data)
+        if isinstance(header, TaskManagementRequest):
+            self._task_management(connection, header, order)
+        elif handler is not None:
+            handler(connection, header, ahs, data)
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -197,7 +201,7 @@ class RareHandler:
             raise Refused(RejectReason.INVALID_PDU_FIELD, str(error)) from None
         self._scsi.command(connection, command, cdb, data)
 
-    def _task_management(self, connection: Connection, request: TaskManagementRequest, ahs: bytes, data: bytes) -> None:
+    def _task_management(self, connection: Connection, request: TaskManagementRequest, order: int) -> None:
         level = int(connection.session.negotiation.values["iSCSIProtocolLevel"])
         try:
             function = TaskFunction(request.function)
@@ -211,13 +215,13 @@ class RareHandler:
             self._task_response(connection, request, TaskResponse.REASSIGN_NOT_SUPPORTED)
         else:
             self._check_room(connection, request)
-            self._go(connection, self._run_function(connection, request, function))
+            self._go(connection, self._run_function(connection, request, function, order))
 
     async def _run_function(
-        self, connection: Connection, request: TaskManagementRequest, function: TaskFunction
+        self, connection: Connection, request: TaskManagementRequest, function: TaskFunction, order: int
     ) -> None:
         try:
-            response = await self._scsi.task_management(connection, request)
+            response = await self._scsi.task_management(connection, request, order)
         except Exception:
             LOG.exception("iscsi: task management failed")
             response = TaskResponse.REJECTED

@@ -365,7 +365,7 @@ class LogicalUnit:
 
     # ---- task management (SAM-5 7) ---------------------------------------------------------------------------------
     # `cancel` asks C to abort what it holds of the same tasks and returns when it has. Each function returns when all
-    # matching tasks have ended, with those that Python knew of.
+    # matching tasks have ended, with those that Python knew of. `before`: only what the nexus sent earlier.
 
     @asynccontextmanager
     async def _ended(
@@ -390,35 +390,42 @@ class LogicalUnit:
             self._tasks.pump()
             self._open_if_free(GateBit.TMF, scope)
 
-    async def abort_task(self, itl: ITL, tag: int, cancel: Cancel | None = None) -> list[Task]:
+    async def abort_task(
+        self, itl: ITL, tag: int, cancel: Cancel | None = None, before: int | None = None
+    ) -> list[Task]:
         def match(task: Task) -> bool:
-            return task.itl is itl and task.tag == tag
+            return task.itl is itl and task.tag == tag and _earlier(task, itl, before)
 
         async with self._ended(itl, match, cancel, others=True) as (tasks, _):
             return tasks
 
-    async def abort_task_set(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:
-        async with self._ended(itl, lambda task: task.itl is itl, cancel) as (tasks, _):
+    async def abort_task_set(self, itl: ITL, cancel: Cancel | None = None, before: int | None = None) -> list[Task]:
+        def match(task: Task) -> bool:
+            return task.itl is itl and _earlier(task, itl, before)
+
+        async with self._ended(itl, match, cancel) as (tasks, _):
             return tasks
 
-    async def clear_task_set(self, by: ITL, cancel: Cancel | None = None) -> list[Task]:
+    async def clear_task_set(self, by: ITL, cancel: Cancel | None = None, before: int | None = None) -> list[Task]:
         """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared."""
-        async with self._ended(None, lambda task: True, cancel) as (tasks, lost):
+        async with self._ended(None, lambda task: _earlier(task, by, before), cancel) as (tasks, lost):
             for itl in self.itls:
                 if itl is not by and itl in lost:
                     itl.establish(sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
             return tasks
 
-    def query_task(self, itl: ITL, tag: int) -> bool:
-        return any(task.itl is itl and task.tag == tag for task in self._tasks.tasks())
+    def query_task(self, itl: ITL, tag: int, before: int | None = None) -> bool:
+        return any(task.itl is itl and task.tag == tag and _earlier(task, itl, before) for task in self._tasks.tasks())
 
     def query_task_set(self, itl: ITL) -> bool:
         return any(task.itl is itl for task in self._tasks.tasks())
 
-    async def logical_unit_reset(self, by: ITL | None = None, cancel: Cancel | None = None) -> list[Task]:
+    async def logical_unit_reset(
+        self, by: ITL | None = None, cancel: Cancel | None = None, before: int | None = None
+    ) -> list[Task]:
         """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, a stopped unit starts, every nexus learns
         of it, `by` too."""
-        async with self._ended(None, lambda task: True, cancel) as (tasks, _):
+        async with self._ended(None, lambda task: _earlier(task, by, before), cancel) as (tasks, _):
             async with self._alone:
                 await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")
             self.establish(sense.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
@@ -443,3 +450,8 @@ class LogicalUnit:
 
     def _used(self) -> bool:
         return any(itl.in_use for itl in self.itls)
+
+
+def _earlier(task: Task, by: ITL | None, before: int | None) -> bool:
+    """Of the nexus that asks, what it sent before it asked; of others, everything that is there."""
+    return before is None or task.itl is not by or task.order < before

@@ -50,7 +50,8 @@ class ServiceResponse(IntEnum):
 @dataclass(slots=True, eq=False)
 class Task:
     """One command of one I_T_L nexus. `data_out` holds the copied parameter list (rows with parameter_list_max),
-    the two lengths are what the initiator's buffers hold, in bytes."""
+    the two lengths are what the initiator's buffers hold, in bytes. `order` grows in the order of sending where the
+    transport has one."""
 
     itl: ITL
     tag: int
@@ -59,6 +60,7 @@ class Task:
     data_out: bytes = b""
     data_in_length: int = 0
     data_out_length: int = 0
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -399,8 +399,21 @@ static void step(struct input *in)
 		say(c, in);
 		break;
 	case 9: {
-		struct vs_tmf f = { .nexus = world.nexus, .match = what & 0x80 ? VS_TMF_NEXUS : VS_TMF_TAG, .action = VS_TMF_ABORT, .tag = what >> 4 & 7,
-				    .cookie = 1, .response = VS_RESP_ABORTED };
+		/* Tag 7 is nobody's: then it is about the unit that is taken away, or about numbers. */
+		bool special = !(what & 0x80) && (what >> 4 & 7) == 7;
+		uint32_t sn = special ? get(in, 1) : 0;
+		struct vs_tmf f = { .nexus = world.nexus, .match = what & 0x80 || special ? VS_TMF_NEXUS : VS_TMF_TAG, .action = VS_TMF_ABORT,
+				    .tag = what >> 4 & 7, .cookie = 1, .response = special ? VS_RESP_BAD_TARGET : VS_RESP_ABORTED };
+
+		if (special && sn & 1) {
+			vs_isession_plug(m.session, m.session->exp_cmd_sn + (sn >> 5), m.session->exp_cmd_sn + (sn >> 5) + (sn >> 1 & 15), 1);
+			m.dones_wanted++;
+			break;
+		}
+		if (special && sn & 2) {
+			f.match |= VS_TMF_BEFORE;
+			f.before = (m.session->long_sn + (sn >> 2)) << 16;
+		}
 
 		vs_tmf_post(world.core, &f);
 		m.dones_wanted++;

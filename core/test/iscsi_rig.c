@@ -127,7 +127,8 @@ void irig_settle(struct irig *r, int ms)
 
 uint64_t irig_tmf(struct irig *r, uint32_t action, uint32_t tag)
 {
-	struct vs_tmf f = { .nexus = r->nexus, .match = VS_TMF_NEXUS | (tag ? VS_TMF_TAG : 0), .tag = tag, .action = action, .response = VS_RESP_ABORTED };
+	struct vs_tmf f = { .nexus = r->nexus, .match = VS_TMF_NEXUS | (tag ? VS_TMF_TAG : 0) | (r->tmf_before ? VS_TMF_BEFORE : 0), .tag = tag,
+			    .before = r->tmf_before, .action = action, .response = r->tmf_response ? r->tmf_response : VS_RESP_ABORTED };
 
 	f.cookie = irig_cookie(r);
 	r->matched = 0;

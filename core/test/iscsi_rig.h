@@ -32,6 +32,8 @@ struct irig {
 	struct initiator conns[RIG_CONNS];
 	uint32_t nconns, cmd_sn, itt;
 	bool hold_tasks, hold_pdus, break_data_digest, break_header_digest;
+	uint32_t tmf_response;  /* enum vs_response, 0: aborted */
+	uint64_t tmf_before;    /* 0: all */
 	struct vs_task_info tasks[RIG_TASKS]; /* in Python's hands, oldest first */
 	uint32_t ntasks;
 	vs_ipdu *pdus[RIG_PDUS];              /* the same */

@@ -102,29 +102,38 @@ static void open_for(struct irig *r, uint32_t engine, enum state state)
 	irig_session(r);
 }
 
-/* An aborted command: no answer, what is still to come of it is thrown away, its number counts, and the session goes on. */
-static void aborted(uint32_t engine, enum state state, bool all)
+static bool without_unit(struct outcome o) { return o.status == VS_STATUS_CHECK_CONDITION && o.key == 5 && o.asc == 0x2500; }
+
+/* An aborted command: no answer, what is still to come of it is thrown away, its number counts, and the session goes on. One whose unit is
+ * taken away gets an answer. */
+enum whom { ONE, ALL, LOST };
+static void aborted(uint32_t engine, enum state state, enum whom whom)
 {
 	struct initiator *i, *other;
 	uint8_t cdb[16], h[48], rest[1024] = { 0 };
 	struct rig_pdu p;
 	struct irig r;
 	uint64_t matched;
+	bool all = whom == ALL;
 
 	open_for(&r, engine, state);
 	i = irig_connect(&r, false, false);
 	other = irig_connect(&r, false, false);
 	bring(&r, i, state);
+	r.tmf_response = whom == LOST ? VS_RESP_BAD_TARGET : 0;
 	matched = irig_tmf(&r, VS_TMF_ABORT, all ? 0 : 40);
+	r.tmf_response = 0;
 	/* What Python has, Python ends. */
 	CHECK_EQ(matched, state == IN_PYTHON ? 0 : !all ? 1 : state == NO_BUFFER ? 5 : state == TURN ? 2 : 1);
 	if (state == IN_PYTHON) {
-		struct vs_result result = { .task = r.tasks[0].task, .verdict = VS_VERDICT_ABORTED };
+		struct vs_result result = { .task = r.tasks[0].task, .verdict = VS_VERDICT_ABORTED, .response = whom == LOST ? VS_RESP_BAD_TARGET : 0 };
 
 		vs_core_post(r.core, &result, 1, NULL, 0);
 		r.ntasks = 0;
 		r.hold_tasks = false;
 	}
+	if (whom == LOST)
+		CHECK(without_unit(ini_finish(i, 40, in, NULL, 0)));
 	if (state == HALF_HELD || state == IMMEDIATE_HALF || state == DATA_HALF)
 		ini_bytes(i, rest, 724);
 	if (state == UNSOLICITED) {
@@ -571,6 +580,95 @@ static void fair(uint32_t engine)
 	irig_close(&r);
 }
 
+/* ---- by number ------------------------------------------------------------------------------------------------------------------------------ */
+
+static void read_at(struct initiator *i, uint32_t itt, uint32_t sn)
+{
+	uint8_t cdb[16], h[48];
+
+	cdb_rw(cdb, false, 0, 2);
+	bhs_command(h, READ, itt, 1024, sn, cdb, 10);
+	ini_send(i, h, NULL, 0, NULL, 0);
+}
+
+/* Of three reads the one whose number is below that of an immediate PDU, though all came before anybody looked. */
+static void what_came_before(uint32_t engine)
+{
+	struct vs_ipdu_info info;
+	struct initiator *i;
+	struct rig_pdu p;
+	struct irig r;
+	uint8_t h[48];
+
+	irig_open(&r, engine, 50000, 0);
+	r.params.exp_cmd_sn = r.cmd_sn = 0xffffffff; /* the next is 0 */
+	irig_session(&r);
+	i = irig_connect(&r, false, false);
+	r.hold_pdus = true;
+	bhs_plain(h, 0x42, 0x82, 60, 0);
+	ini_send(i, h, NULL, 0, NULL, 0);
+	read_at(i, 41, 0);
+	read_at(i, 42, 1);
+	read_at(i, 40, 0xffffffff);
+	while (!r.npdus)
+		irig_pump(&r, -1, 10);
+	irig_settle(&r, 10);
+	vs_ipdu_info(r.pdus[0], &info);
+	r.tmf_before = info.order;
+	CHECK_EQ(irig_tmf(&r, VS_TMF_QUERY, 0), 1);
+	CHECK_EQ(irig_tmf(&r, VS_TMF_QUERY, 41), 0);
+	CHECK_EQ(irig_tmf(&r, VS_TMF_ABORT, 0), 1);
+	CHECK(good(ini_finish(i, 41, in, NULL, 0)));
+	CHECK(good(ini_finish(i, 42, in, NULL, 0)));
+	CHECK(!ini_recv_within(i, &p, 5));
+	irig_answer_pdus(&r);
+	irig_close(&r);
+}
+
+static uint64_t plug(struct irig *r, uint32_t first, uint32_t end)
+{
+	uint64_t cookie = irig_cookie(r);
+
+	r->matched = 0;
+	CHECK_EQ(vs_isession_plug(r->session, first, end, cookie), 0);
+	irig_wait(r, cookie);
+	return r->matched;
+}
+
+/* Numbers that are taken as received: what waits behind them goes on, what comes with them is dropped, what is outside the window is left. */
+static void plugged(uint32_t engine)
+{
+	struct initiator *i;
+	struct rig_pdu p;
+	struct irig r;
+	uint8_t h[48];
+	uint32_t sn;
+
+	irig_open(&r, engine, 0, 0);
+	irig_session(&r);
+	i = irig_connect(&r, false, false);
+	sn = r.cmd_sn;
+	read_at(i, 41, sn + 2);
+	CHECK(!ini_recv_within(i, &p, 5));
+	CHECK_EQ(plug(&r, sn - 10, sn), 0);
+	CHECK_EQ(plug(&r, sn + 1, sn + 3), 1); /* the other one has come */
+	CHECK(!ini_recv_within(i, &p, 5));
+	CHECK_EQ(plug(&r, sn - 1, sn + 3), 1);
+	CHECK(good(ini_finish(i, 41, in, NULL, 0)));
+	read_at(i, 42, sn);
+	read_at(i, 43, sn + 1);
+	bhs_plain(h, 0x40, 0x80, 61, sn + 3);
+	ini_send(i, h, NULL, 0, NULL, 0);
+	ini_recv(i, &p);
+	CHECK_EQ(get32(p.bhs + 16), 61);
+	CHECK_EQ(get32(p.bhs + 28), sn + 3);
+	CHECK_EQ(get32(p.bhs + 32), sn + 3 + r.params.queue_depth - 1);
+	CHECK_EQ(plug(&r, sn + 3 + r.params.queue_depth, sn + 3 + 2 * r.params.queue_depth), 0);
+	read_at(i, 44, sn + 3);
+	CHECK(good(ini_finish(i, 44, in, NULL, 0)));
+	irig_close(&r);
+}
+
 int main(void)
 {
 	for (uint32_t engine = VS_ENGINE_URING; engine <= VS_ENGINE_EPOLL; engine++) {
@@ -579,8 +677,8 @@ int main(void)
 			alarm(60);
 			if (getenv("STATES_VERBOSE"))
 				fprintf(stderr, "%s\n", names[s]);
-			aborted(engine, (enum state)s, false);
-			aborted(engine, (enum state)s, true);
+			for (int whom = ONE; whom <= LOST; whom++)
+				aborted(engine, (enum state)s, (enum whom)whom);
 			for (int how = 0; how < 3; how++)
 				closed(engine, (enum state)s, how);
 		}
@@ -600,6 +698,8 @@ int main(void)
 		ordered(engine, true);
 		fair(engine);
 		said_by_python(engine);
+		what_came_before(engine);
+		plugged(engine);
 	}
 	return 0;
 }

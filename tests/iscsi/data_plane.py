@@ -151,7 +151,7 @@ class FakeDataPlane:
                 data = (await _read(connection.sock, length + -length % 4))[:length]
                 if not bhs[0] & 0x40:
                     connection.session.exp_cmd_sn += 1
-                self.upcalls.on_pdu(connection, bhs, ahs, data)
+                self.upcalls.on_pdu(connection, bhs, ahs, data, int.from_bytes(bhs[24:28], "big"))
         except OSError:
             self.upcalls.on_event(connection, ConnectionEvent(EventKind.CLOSED_BY_PEER))
 
@@ -184,7 +184,7 @@ class FakeScsi:
         self.fail: Exception | None = None
         self.hold: asyncio.Event | None = None
 
-    async def task_management(self, connection: Connection, request: TaskManagementRequest) -> TaskResponse:
+    async def task_management(self, connection: Connection, request: TaskManagementRequest, order: int) -> TaskResponse:
         self.functions.append((connection.session.tsih, request.function))
         if self.hold is not None:
             await self.hold.wait()

@@ -7,13 +7,48 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from tests.iscsi.client import TARGET, TASK_RESPONSE, Client
+from tests.iscsi.client import NO_TAG, TARGET, TASK_MANAGEMENT, TASK_RESPONSE, Client, Pairs
 from vhost_scsi.scsi import sense_data
 from vhost_scsi.scsi.sense import SenseCode
 
 SCSI_COMMAND, SCSI_RESPONSE, DATA_IN = 0x01, 0x21, 0x25
 FINAL, READ, WRITE, SIMPLE, STATUS = 0x80, 0x40, 0x20, 0x01, 0x01
 LUN_RESET = 5
+
+
+def command_pdu(
+    cdb: bytes,
+    itt: int,
+    cmd_sn: int,
+    data: bytes = b"",
+    in_len: int = 0,
+    *,
+    lun: int = 0,
+    out_len: int | None = None,
+    immediate: bool = False,
+    attribute: int = SIMPLE,
+) -> bytes:
+    """`data` is immediate data, `out_len` what the command is to write in all."""
+    out_len = len(data) if out_len is None else out_len
+    flags = FINAL | attribute | (READ if in_len else 0) | (WRITE if out_len else 0)
+    head = struct.pack(">BBHB", SCSI_COMMAND | (0x40 if immediate else 0), flags, 0, 0) + len(data).to_bytes(3, "big")
+    head += lun.to_bytes(2, "big") + bytes(6)
+    return head + struct.pack(">IIII", itt, in_len or out_len, cmd_sn, 0) + cdb.ljust(16, b"\0") + data
+
+
+def manage_pdu(
+    function: int,
+    cmd_sn: int,
+    itt: int = 0x55,
+    *,
+    tag: int = NO_TAG,
+    ref_cmd_sn: int = 0,
+    lun: int = 0,
+    immediate: bool = True,
+) -> bytes:
+    head = struct.pack(">BBH", TASK_MANAGEMENT | (0x40 if immediate else 0), FINAL | function, 0) + bytes(4)
+    head += lun.to_bytes(2, "big") + bytes(6)
+    return head + struct.pack(">IIIII", itt, tag, cmd_sn, 0, ref_cmd_sn) + bytes(12)
 
 
 @dataclass
@@ -26,9 +61,13 @@ class Result:
 class ScsiHost:
     """Logged in to one target. `ok` and `fails` read like those of `tests.live.Host`."""
 
-    def __init__(self, address: tuple[str, int], target: str = TARGET, **fields: Any) -> None:
+    def __init__(
+        self, address: tuple[str, int], target: str = TARGET, *, extra: Pairs | None = None, **fields: Any
+    ) -> None:
         self.client = Client(address)
-        answer = self.client.login(target, extra=[("MaxRecvDataSegmentLength", "262144")], **fields)
+        extra = [("MaxRecvDataSegmentLength", "262144"), *(extra or [])]
+        answer = self.client.login(target, extra=extra, **fields)
+        self.client.cmd_sn = fields.get("cmd_sn", self.client.cmd_sn)
         assert answer.status == (0, 0)
         self._itt = 0x1000
 
@@ -41,12 +80,8 @@ class ScsiHost:
     def send(self, cdb: bytes, data: bytes = b"", in_len: int = 0, *, lun: int = 0) -> int:
         """Submits; returns the tag."""
         self._itt += 1
-        flags = FINAL | SIMPLE | (READ if in_len else 0) | (WRITE if data else 0)
-        head = struct.pack(">BBHB", SCSI_COMMAND, flags, 0, 0) + len(data).to_bytes(3, "big")
-        head += lun.to_bytes(2, "big") + bytes(6)
-        head += struct.pack(">IIII", self._itt, in_len or len(data), self.client.cmd_sn, 0) + cdb.ljust(16, b"\0")
-        self.client.cmd_sn += 1
-        self.client.send(head + data)
+        self.client.send(command_pdu(cdb, self._itt, self.client.cmd_sn, data, in_len, lun=lun))
+        self.client.cmd_sn = (self.client.cmd_sn + 1) & NO_TAG
         return self._itt
 
     def wait(self, tag: int) -> Result:
@@ -83,6 +118,14 @@ class ScsiHost:
             pass
 
     def reset_unit(self) -> None:
-        self.client.request(0x42, FINAL | LUN_RESET, b"\xff\xff\xff\xff", itt=0x55)
+        assert self.manage(LUN_RESET) == 0
+
+    def manage(self, function: int, **fields: Any) -> int:
+        """Immediate task management; its response, which must be the next thing that comes."""
+        self.client.send(manage_pdu(function, self.client.cmd_sn, **fields))
+        return self.managed()
+
+    def managed(self, itt: int = 0x55) -> int:
         answer = self.client.receive()
-        assert (answer.opcode, answer.bhs[2]) == (TASK_RESPONSE, 0)
+        assert (answer.opcode, answer.itt) == (TASK_RESPONSE, itt), f"{answer.opcode:#x} of {answer.itt:#x}"
+        return answer.bhs[2]

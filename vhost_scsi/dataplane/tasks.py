@@ -36,6 +36,7 @@ class PyTask:
     lun_kind: int
     gate: int
     age_ns: int
+    order: int
 
 
 def task_from(info: Any) -> PyTask:
@@ -56,6 +57,7 @@ def task_from(info: Any) -> PyTask:
         lun_kind=info.lun_kind,
         gate=info.gate,
         age_ns=info.age_ns,
+        order=info.order,
     )
 
 

@@ -31,9 +31,9 @@ TARGETS: Final = 256
 LUNS: Final = 16384
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class MappedLun:
-    """A logical unit at one place of a port: the I_T_L nexus in both planes."""
+    """A logical unit at one place of a port: the I_T_L nexus in both planes. `leaving`: it is being unmapped."""
 
     target_id: int
     lun: int
@@ -42,6 +42,13 @@ class MappedLun:
     handle: CData
     cookie: int
     gate: Gate
+    leaving: bool = False
+
+    @property
+    def abort_response(self) -> int:
+        """How the transport is told of tasks that are ended from outside. What was sent to a place that is taken away
+        is answered as if the place had been empty."""
+        return lib.VS_RESP_BAD_TARGET if self.leaving else self.unit.abort_response
 
 
 class Port:
@@ -124,6 +131,7 @@ class Port:
     async def unmap(self, target_id: int, lun: int) -> None:
         """Takes the unit away; returns when its tasks of this nexus have ended."""
         mapped = self._mapped.pop((target_id, lun))
+        mapped.leaving = True
         if self.on_luns is not None:
             await self.on_luns()
         await mapped.unit.logical_unit.detach(mapped.itl, self._target.canceller(mapped))

@@ -98,22 +98,23 @@ class Target:
             task.data_out,
             task.in_length,
             task.out_length,
+            task.order,
         )
         lu = mapped.unit.logical_unit
 
         def done(outcome: Outcome) -> None:
-            self._answer(task, mapped.unit, outcome, lambda: lu.finished(scsi_task))
+            self._answer(task, mapped, outcome, lambda: lu.finished(scsi_task))
 
         lu.submit(scsi_task, done)
 
-    def _answer(self, task: PyTask, unit: Unit, outcome: Outcome, finished: Callable[[], None]) -> None:
+    def _answer(self, task: PyTask, mapped: MappedLun, outcome: Outcome, finished: Callable[[], None]) -> None:
         answers = self.core.answers
         if isinstance(outcome, Complete):
             answers.complete(task, outcome.status, outcome.sense, outcome.data_in)
         elif isinstance(outcome, Execute):
             answers.execute(task, self.core.on_done(lambda status: finished()) if outcome.notify else 0)
         elif isinstance(outcome, Aborted):
-            answers.aborted(task, unit.abort_response)
+            answers.aborted(task, mapped.abort_response)
         self.core.flush_soon()
 
     def _answer_without_unit(self, task: PyTask) -> None:
@@ -136,7 +137,14 @@ class Target:
         return tmf.canceller(self.core, mapped.unit, [mapped])
 
     async def task_management(
-        self, port: Port, function: TaskManagementFunction, target_id: int, lun: int, tag: int = 0
+        self,
+        port: Port,
+        function: TaskManagementFunction,
+        target_id: int,
+        lun: int,
+        tag: int = 0,
+        before: int | None = None,
     ) -> ServiceResponse:
-        """Returns when the function is complete: every task it ended has been answered."""
-        return await tmf.run(self.core, port, function, target_id, lun, tag)
+        """Returns when the function is complete: every task it ended has been answered. `before`: the function's own
+        place among what the nexus sends, where the transport knows one (Task.order)."""
+        return await tmf.run(self.core, port, function, target_id, lun, tag, before)

@@ -33,17 +33,22 @@ class TaskManagementFunction(Enum):
     QUERY_TASK_SET = auto()
 
 
-async def post(core: Core, unit: Unit, action: int, *, nexus: MappedLun, tag: int | None = None) -> int:
+async def post(
+    core: Core, unit: Unit, action: int, *, nexus: MappedLun, tag: int | None = None, before: int | None = None
+) -> int:
     """Asks every worker; returns how many tasks matched, when those that were aborted have ended."""
     tmf = ffi.new("struct vs_tmf *")
     tmf.lu = unit.handle
     tmf.nexus = nexus.handle
     tmf.match = lib.VS_TMF_LU | lib.VS_TMF_NEXUS
     tmf.action = action
-    tmf.response = unit.abort_response
+    tmf.response = nexus.abort_response
     if tag is not None:
         tmf.tag = tag
         tmf.match |= lib.VS_TMF_TAG
+    if before is not None:
+        tmf.before = before
+        tmf.match |= lib.VS_TMF_BEFORE
 
     def send(cookie: int) -> None:
         tmf.cookie = cookie
@@ -56,20 +61,40 @@ async def post(core: Core, unit: Unit, action: int, *, nexus: MappedLun, tag: in
     return matched
 
 
-def canceller(core: Core, unit: Unit, nexuses: Sequence[MappedLun], tag: int | None = None) -> Cancel:
-    """What the SCSI core calls to end the tasks that C holds for these nexuses of the unit."""
+def canceller(
+    core: Core,
+    unit: Unit,
+    nexuses: Sequence[MappedLun],
+    tag: int | None = None,
+    by: MappedLun | None = None,
+    before: int | None = None,
+) -> Cancel:
+    """What the SCSI core calls to end the tasks that C holds for these nexuses of the unit; of the one that asks (`by`)
+    those that it sent before."""
+
+    async def end(nexus: MappedLun) -> int:
+        limit = before if nexus is by else None
+        return await post(core, unit, lib.VS_TMF_ABORT, nexus=nexus, tag=tag, before=limit)
 
     async def cancel() -> list[ITL]:
         # One after the other: which of them lost tasks decides who is told.
-        return [each.itl for each in nexuses if await post(core, unit, lib.VS_TMF_ABORT, nexus=each, tag=tag)]
+        return [each.itl for each in nexuses if await end(each)]
 
     return cancel
 
 
 async def run(
-    core: Core, port: Port, function: TaskManagementFunction, target_id: int, lun: int, tag: int
+    core: Core,
+    port: Port,
+    function: TaskManagementFunction,
+    target_id: int,
+    lun: int,
+    tag: int,
+    before: int | None = None,
 ) -> ServiceResponse:
-    """Carries the function out; returns when every task that it ends has been answered and touches nothing any more."""
+    """Carries the function out; returns when every task that it ends has been answered and touches nothing any more.
+    `before`: where the function stands among what its nexus sends; later tasks of that nexus are none of its business.
+    """
     mapped = port.at(target_id, lun)
     if function is TaskManagementFunction.I_T_NEXUS_RESET:
         return await _nexus_reset(port, target_id)
@@ -78,17 +103,19 @@ async def run(
     unit, itl, lu, target = mapped.unit, mapped.itl, mapped.unit.logical_unit, port.target
     match function:
         case TaskManagementFunction.ABORT_TASK:
-            await lu.abort_task(itl, tag, canceller(core, unit, [mapped], tag))
+            await lu.abort_task(itl, tag, canceller(core, unit, [mapped], tag, mapped, before), before)
         case TaskManagementFunction.ABORT_TASK_SET:
-            await lu.abort_task_set(itl, canceller(core, unit, [mapped]))
+            await lu.abort_task_set(itl, canceller(core, unit, [mapped], None, mapped, before), before)
         case TaskManagementFunction.CLEAR_TASK_SET:
-            await lu.clear_task_set(itl, canceller(core, unit, target.nexuses_of(unit)))
+            everybody = target.nexuses_of(unit)
+            await lu.clear_task_set(itl, canceller(core, unit, everybody, None, mapped, before), before)
         case TaskManagementFunction.LOGICAL_UNIT_RESET:
             with unit.resetting():
-                await lu.logical_unit_reset(itl, canceller(core, unit, target.nexuses_of(unit)))
+                everybody = target.nexuses_of(unit)
+                await lu.logical_unit_reset(itl, canceller(core, unit, everybody, None, mapped, before), before)
         case TaskManagementFunction.QUERY_TASK:
-            found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag)
-            return _found(found > 0 or lu.query_task(itl, tag))
+            found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag, before=before)
+            return _found(found > 0 or lu.query_task(itl, tag, before))
         case TaskManagementFunction.QUERY_TASK_SET:
             found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped)
             return _found(found > 0 or lu.query_task_set(itl))
