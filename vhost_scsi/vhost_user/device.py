@@ -271,7 +271,7 @@ class VirtioScsiDevice:
     async def _reshape(
         self, index: int, *, num: int | None = None, addr: VringAddr | None = None, base: int | None = None
     ) -> None:
-        """vhost-user, Ring states: a ring is started by a kick. Until one comes it is stopped, whatever was sent before,
+        """Changes a ring that is not processed. vhost-user, Ring states: a kick starts a ring. Until then it is stopped
         and the front end may still say what it is."""
         ring = self._rings[index]
         await self._settle(index)
