@@ -120,9 +120,12 @@ void vs_core_destroy(vs_core *c)
 	struct vs_upcall up;
 	struct vs_task_info info;
 
-	vs_watchdog_stop(c);
+	/* The watchdog outlives the workers' loops: one may hang at this very moment. It may not look at a thread that was joined. */
 	for (uint32_t i = 0; i < c->config.nworkers; i++)
 		vs_worker_stop(&c->workers[i]);
+	vs_watchdog_stop(c);
+	for (uint32_t i = 0; i < c->config.nworkers; i++)
+		vs_worker_join(&c->workers[i]);
 	vs_watchdog_free(c);
 	while (vs_core_drain(c, &up, &info, 1))
 		;

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -201,6 +202,7 @@ struct vs_worker {
 	struct vs_source wake_source;
 	struct vs_upnode epoch_node;
 	bool started;
+	sem_t over;                /* posted at the very end */
 	bool ranges_moved;         /* pins that a range lock waits for have moved */
 	bool popping_for_tmf;      /* take what the rings hold, credit or not */
 	bool redoing;              /* what waited for the inbox goes on, credit or not */

@@ -3,6 +3,7 @@
 #ifndef VS_VDEV_H
 #define VS_VDEV_H
 
+#include "bell.h"
 #include "core.h"
 #include "lunmap.h"
 
@@ -42,7 +43,7 @@ struct vs_queue {
 	struct vs_source kick;
 	struct vs_timer poll_timer;  /* rings without a kick descriptor */
 	uint32_t index, in_flight, unpublished, segment_bytes;
-	int call_fd, err_fd;
+	struct vs_bell call, err;
 	bool started, enabled, stopping, broken, ring_gone, notify, kick_known, waiting;
 	bool await_kick;             /* the front end may still say where it begins: nothing of the ring is read or written */
 	bool begun;
@@ -63,6 +64,7 @@ struct vs_vdev {
 	uint64_t cookie;
 	uint32_t num_queues, cdb_size, sense_size;
 	struct vs_credit credit;
+	_Atomic bool suspect;        /* a notifier of its was made blocking once: they are signalled with care for good */
 	struct vs_lunmap_ref luns;
 	struct vs_queue *queues;
 };

@@ -33,13 +33,24 @@ static void publish_view(struct vs_queue *q)
 	atomic_store_explicit(&q->view.error, q->error, memory_order_relaxed);
 }
 
-/* False: the call hung until watchdog.c interrupted it: somebody made the descriptor blocking. */
-static bool signal_fd(int fd)
+/* False: the descriptor is blocking. Costs the worker a second, but only once in the life of a device. */
+static bool signal_call(struct vs_queue *q)
 {
-	uint64_t one = 1;
+	struct vs_vdev *d = q->vdev;
 
-	/* A full counter is a pending interrupt. */
-	return fd < 0 || write(fd, &one, sizeof(one)) >= 0 || errno != EINTR;
+	if (vs_unlikely(atomic_load_explicit(&d->suspect, memory_order_relaxed)))
+		return vs_bell_signal_safely(&q->call, d->core->engine == &vs_engine_uring);
+	if (vs_likely(vs_bell_signal(&q->call)))
+		return true;
+	atomic_store(&d->suspect, true);
+	return false;
+}
+
+static void signal_err(struct vs_queue *q)
+{
+	/* Who blocked us once is told of errors by the interrupt that does not come. */
+	if (!atomic_load(&q->vdev->suspect) && !vs_bell_signal(&q->err))
+		atomic_store(&q->vdev->suspect, true);
 }
 
 /* The driver broke a rule, or its memory went away: nothing more is taken from this ring until it is started anew. */
@@ -49,7 +60,7 @@ static void queue_break(struct vs_queue *q, int32_t err)
 	q->error = err;
 	vs_count(&q->view.errors, 1);
 	publish_view(q);
-	signal_fd(q->err_fd);
+	signal_err(q);
 	vs_upcall_new(q->vdev->core, VS_UP_QUEUE_ERROR, q->w->index, q->vdev->cookie, q->index, err, NULL);
 }
 
@@ -481,8 +492,8 @@ static void queue_flush(struct vs_worker *w, struct vs_poller *p)
 	q->unpublished = 0;
 	if (vs_likely(!q->ring_gone))
 		q->notify |= vs_vring_publish(&q->ring);
-	if (q->notify && q->call_fd >= 0) {
-		if (vs_unlikely(!signal_fd(q->call_fd)) && !q->broken)
+	if (q->notify && q->call.fd >= 0) {
+		if (vs_unlikely(!signal_call(q)) && !q->broken)
 			queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
 		vs_count(&q->view.interrupts, 1);
 		vs_count(&w->stats.interrupts, 1);
@@ -534,8 +545,11 @@ static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events
 	/* Kernels that do not take RWF_NOWAIT here leave the flag of the descriptor, which a peer can take away. */
 	if (vs_unlikely(r < 0 && errno == EOPNOTSUPP))
 		r = read(s->fd, &ignored, sizeof(ignored));
-	if (vs_unlikely(r < 0 && errno == EINTR) && !q->broken)
-		queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
+	if (vs_unlikely(r < 0 && errno == EINTR)) {
+		atomic_store(&q->vdev->suspect, true);
+		if (!q->broken)
+			queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
+	}
 	(void)events;
 	if (vs_unlikely(!q->begun)) {
 		q->begun = true;
@@ -595,14 +609,14 @@ void vs_queue_run_call(struct vs_queue *q, int fd)
 {
 	if (refuse_fd(q->started, fd))
 		return;
-	replace_fd(&q->call_fd, fd);
-	signal_fd(fd); /* what was signalled on the old one is not lost */
+	vs_bell_set(&q->call, fd);
+	signal_call(q); /* what was signalled on the old one is not lost */
 }
 
 void vs_queue_run_err(struct vs_queue *q, int fd)
 {
 	if (!refuse_fd(q->started, fd))
-		replace_fd(&q->err_fd, fd);
+		vs_bell_set(&q->err, fd);
 }
 
 void vs_queue_run_kick(struct vs_queue *q, int fd)
@@ -641,7 +655,7 @@ void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index)
 	memset(q, 0, sizeof(*q));
 	q->vdev = d;
 	q->index = index;
-	q->call_fd = q->err_fd = q->kick.fd = q->params.kick_fd = -1;
+	q->call.fd = q->err.fd = q->kick.fd = q->params.kick_fd = -1;
 	vs_list_init(&q->poller.link);
 	vs_list_init(&q->poller.dirty);
 	vs_timer_init(&q->poll_timer, poll_timer_fired);
@@ -656,13 +670,13 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_
 	int kick_fd = q->params.kick_fd;
 	int err = vs_vring_init(&q->ring, q->map, &q->params);
 
-	q->call_fd = q->params.call_fd;
-	q->err_fd = q->params.err_fd;
+	vs_bell_set(&q->call, q->params.call_fd);
+	vs_bell_set(&q->err, q->params.err_fd);
 	if (err) {
 		q->error = err;
 		free(requests);
-		replace_fd(&q->call_fd, -1);
-		replace_fd(&q->err_fd, -1);
+		vs_bell_set(&q->call, -1);
+		vs_bell_set(&q->err, -1);
 		if (kick_fd >= 0)
 			close(kick_fd);
 		q->params.kick_fd = -1;
@@ -699,8 +713,8 @@ static void queue_finish_stop(struct vs_queue *q)
 	vs_list_del(&q->poller.link);
 	vs_list_del(&q->poller.dirty);
 	vs_timer_cancel(q->w, &q->poll_timer);
-	replace_fd(&q->call_fd, -1);
-	replace_fd(&q->err_fd, -1);
+	vs_bell_set(&q->call, -1);
+	vs_bell_set(&q->err, -1);
 	publish_view(q);
 	vs_unpin(q->w, &q->map->pins);
 	if (q->kick_known) {

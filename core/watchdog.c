@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Frees a worker that hangs in a system call on a descriptor that a peer shares with us. Kick and call eventfds are set non-blocking, but the
- * flag belongs to the open file, and who handed it over can take it away again while we read or write. There is no call that signals an
- * eventfd and cannot block; so this thread looks once a second whether an awake worker still turns, and interrupts one that does not: the call
- * ends with EINTR, and vqueue.c breaks that queue. While all workers sleep this thread sleeps too.
+ * flag belongs to the open file, and who handed it over can take it away again while we read or write. This thread looks once a second whether an
+ * awake worker still turns, and interrupts one that does not: the call ends with EINTR, vqueue.c breaks that queue, and signals the device with
+ * care from then on (bell.c). While all workers sleep this thread sleeps too.
  */
 #include <poll.h>
 #include <signal.h>

@@ -278,6 +278,7 @@ static void *entry(void *arg)
 			w->engine->wait(w, 1000000);
 	}
 	w->engine->fini(w);
+	sem_post(&w->over);
 	return NULL;
 }
 
@@ -289,6 +290,7 @@ int vs_worker_start(struct vs_worker *w)
 	int err;
 
 	/* Signals are the control thread's; a fault is handled where it happens. */
+	sem_init(&w->over, 0, 0);
 	sigfillset(&all);
 	sigdelset(&all, SIGBUS);
 	sigdelset(&all, SIGSEGV);
@@ -318,7 +320,16 @@ void vs_worker_stop(struct vs_worker *w)
 		return;
 	atomic_store(&w->stop, true);
 	vs_worker_wake(w);
+	while (sem_wait(&w->over))
+		;
+}
+
+void vs_worker_join(struct vs_worker *w)
+{
+	if (!w->started)
+		return;
 	pthread_join(w->thread, NULL);
+	sem_destroy(&w->over);
 	w->started = false;
 }
 

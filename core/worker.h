@@ -10,7 +10,8 @@ enum { VS_SCRATCH = 1 << 20 };
 
 int vs_worker_init(struct vs_worker *w, struct vs_core *c, uint32_t index);
 int vs_worker_start(struct vs_worker *w);
-void vs_worker_stop(struct vs_worker *w);
+void vs_worker_stop(struct vs_worker *w); /* returns when its loop has ended; the thread may still be looked at */
+void vs_worker_join(struct vs_worker *w);
 void vs_worker_fini(struct vs_worker *w);
 /* One turn of the loop: messages, rings, completions, flush. How much it did. The in-process tests call it without a thread. */
 int vs_worker_turn(struct vs_worker *w);
