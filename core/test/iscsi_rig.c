@@ -325,8 +325,21 @@ void ini_send(struct initiator *i, const uint8_t *bhs, const void *ahs, uint32_t
 		}
 		at += length + pad + (i->data_digest ? 4 : 0);
 	}
-	ini_bytes(i, b, at);
+	if (i->corked) {
+		CHECK(i->ncork + at <= sizeof(i->cork));
+		memcpy(i->cork + i->ncork, b, at);
+		i->ncork += at;
+	} else {
+		ini_bytes(i, b, at);
+	}
 	free(b);
+}
+
+void ini_uncork(struct initiator *i)
+{
+	ini_bytes(i, i->cork, i->ncork);
+	i->corked = false;
+	i->ncork = 0;
 }
 
 static bool take_bytes(struct initiator *i, void *to, size_t n, uint64_t stop)

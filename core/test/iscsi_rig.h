@@ -20,6 +20,9 @@ struct initiator {
 	bool header_digest, data_digest;
 	int event;              /* enum vs_iconn_event, 0: none */
 	uint32_t max_send, stat_sn; /* stat_sn: of the next answer */
+	bool corked;                /* PDUs gather in cork until ini_uncork */
+	uint8_t cork[1024];
+	size_t ncork;
 };
 
 struct irig {
@@ -66,6 +69,7 @@ void bhs_plain(uint8_t *h, uint8_t opcode, uint8_t flags, uint32_t itt, uint32_t
 void cdb_rw(uint8_t *cdb, bool write, uint32_t lba, uint32_t blocks);
 void ini_bytes(struct initiator *i, const void *bytes, size_t n);
 void ini_send(struct initiator *i, const uint8_t *bhs, const void *ahs, uint32_t ahs_length, const void *data, uint32_t length);
+void ini_uncork(struct initiator *i); /* what was gathered goes out in one piece */
 bool ini_recv_within(struct initiator *i, struct rig_pdu *out, int ms); /* false: nothing came; out->data is freed by the next */
 void ini_recv(struct initiator *i, struct rig_pdu *out);
 int ini_event(struct initiator *i); /* waits for one */

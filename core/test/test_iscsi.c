@@ -196,15 +196,17 @@ static void window(uint32_t engine)
 	struct irig r;
 	uint32_t max = 0, base;
 
-	irig_open(&r, engine, 30000, 0); /* all four come before the first is answered, on a busy machine too */
+	irig_open(&r, engine, 1000, 0); /* all four are taken before the first is answered */
 	r.params.queue_depth = 4;
 	irig_session(&r);
 	i = irig_connect(&r, false, false);
 	cdb_rw(cdb, false, 0, 1);
 	base = r.cmd_sn;
 	for (int round = 0; round < 10; round++) {
+		i->corked = true;
 		for (int k = 0; k < 4; k++)
 			ini_start(i, cdb, 10, 0xc1, 512, NULL, 0);
+		ini_uncork(i);
 		for (int k = 0; k < 4; k++) {
 			ini_recv(i, &p);
 			CHECK_EQ(get32(p.bhs + 28), r.cmd_sn);
