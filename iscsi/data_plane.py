@@ -31,6 +31,7 @@ from vhost_scsi.iscsi.full_feature import (
 from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
 from vhost_scsi.iscsi.sessions import Connection
 from vhost_scsi.iscsi.task_management import TaskManagement, is_lower
+from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
 from vhost_scsi.target import Port, Target, port_ids
 
@@ -195,7 +196,8 @@ class DataPlane:
             luns = sorted(params.luns)
             port = replace(self._target.target_ports[relative], luns=lambda: luns)
         initiator = f"{params.initiator_name},i,0x{params.isid:012x}"
-        return Nexus(InitiatorPort(initiator, transport_id(params.initiator_name, params.isid)), port)
+        initiator_port = InitiatorPort(initiator, transport_id(params.initiator_name, params.isid))
+        return Nexus(initiator_port, port, sense.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED)
 
     async def _publish(self, session: CoreSession) -> None:
         mapped = session.port.luns

@@ -168,11 +168,11 @@ class LogicalUnit:
     # ---- nexuses and unit attentions -------------------------------------------------------------------------------
 
     def attach(self, nexus: Nexus, gate: GatePort) -> ITL:
-        """A new I_T_L nexus; to it the unit has just been powered on (SAM-5 5.14.1)."""
+        """A new I_T_L nexus, to which the unit is new too (SAM-5 5.14.1)."""
         itl = ITL(self, nexus, gate)
         self.itls.append(itl)
         nexus.itls.append(itl)
-        itl.establish(sense.POWER_ON_OCCURRED)
+        itl.establish(nexus.greeting)
         return itl
 
     async def detach(self, itl: ITL, cancel: Cancel | None = None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.sense import SenseCode
 from vhost_scsi.scsi.unit_attention import UnitAttentions
@@ -41,10 +42,12 @@ class TargetPort:
 
 @dataclass(slots=True, eq=False)
 class Nexus:
-    """An I_T nexus; knows the I_T_L nexuses that hang on it."""
+    """An I_T nexus; knows the I_T_L nexuses that hang on it. `greeting`: the condition that its first command at a unit
+    is told. An initiator that may come and go while we run gets the code that says no more than we know: 29/00."""
 
     initiator: InitiatorPort
     target_port: TargetPort
+    greeting: SenseCode = sense.POWER_ON_OCCURRED
     itls: list[ITL] = field(default_factory=list)
 
     def clear(self, code: SenseCode) -> None:

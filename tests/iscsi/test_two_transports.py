@@ -71,6 +71,14 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Both]:
         live.close()
 
 
+def test_each_is_greeted_by_a_unit_attention(both: Both) -> None:
+    with both.connect(isid=b"\x80\x12\x34\x56\x00\x02") as new:
+        new.fails(sense.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED, TEST_UNIT_READY)
+        new.ok(TEST_UNIT_READY)
+        both.vm.ok(TEST_UNIT_READY)
+        both.host.ok(TEST_UNIT_READY)
+
+
 def test_what_one_writes_the_other_reads(both: Both) -> None:
     both.vm.ok(write10(7, 1), A)
     assert both.host.ok(read10(7, 1), in_len=BLOCK) == A
