@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
@@ -48,7 +50,7 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
 @click.argument("connection", metavar="SESSION:CONNECTION")
 @which_daemon
 def show(connection: str, name: str, control: str | None, as_json: bool) -> None:
-    """Show one connection: what was negotiated, digests, counters."""
+    """Show one connection: what was negotiated, digests, the command window, counters, latency."""
     session, cid = _numbers(connection)
     with connect(name, control) as daemon:
         answer = daemon.call("connection.show", session=session, connection=cid)
@@ -64,9 +66,13 @@ def show(connection: str, name: str, control: str | None, as_json: bool) -> None
         f"commands     {row['commands']}, {row['active']} active, {row['r2ts']} R2Ts, "
         f"{row['waiting_for_buffers']} waiting for buffers"
     )
+    window = answer["window"]
+    say(f"window       {window['commands']} commands, from {window['exp_cmd_sn']} to {window['max_cmd_sn']}")
     say(f"received     {size(row['received_bytes'])} in {row['received_pdus']} PDUs")
     say(f"sent         {size(row['sent_bytes'])} in {row['sent_pdus']} PDUs")
     say(f"silent for   {duration(row['idle_us'])}")
+    for name, latency in zip(("reads", "writes", "others"), answer["latency"].values(), strict=True):
+        say(f"{name:<12} {_latency(latency)}")
     print_keys(answer["keys"])
 
 
@@ -87,6 +93,18 @@ def _numbers(text: str) -> tuple[int, int]:
     if len(words) != 2 or not all(word.isascii() and word.isdigit() and len(word) <= 5 for word in words):
         raise ConfigError(f"{text!r} is not SESSION:CONNECTION, such as 1:0")
     return int(words[0]), int(words[1])
+
+
+def _latency(row: dict[str, Any]) -> str:
+    if not row["commands"]:
+        return "none"
+    average, least, most = (duration(round(row[key])) for key in ("average_us", "min_us", "max_us"))
+    half, nearly_all = (_below(row[key]) for key in ("half_below_us", "99_percent_below_us"))
+    return f"{row['commands']}, in {average} on average ({least} to {most}), half {half}, 99 % {nearly_all}"
+
+
+def _below(limit: int | None) -> str:
+    return "longer than 4 s" if limit is None else f"below {duration(limit)}"
 
 
 def _digests(header: str, data: str) -> str:

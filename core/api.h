@@ -441,7 +441,10 @@ struct vs_ipdu_info {
 void vs_ipdu_info(const vs_ipdu *pdu, struct vs_ipdu_info *out);
 void vs_ipdu_done(vs_core *core, vs_ipdu *pdu);
 
+/* From the arrival of a command's header until its status is on its way. Bucket k holds what took less than 2^k us, the last one the rest. */
+struct vs_ilatency_info { uint64_t count, total_ns, min_ns, max_ns, buckets[24]; };
 struct vs_iconn_info {
+	struct vs_ilatency_info latency[3]; /* of reads, of writes, of commands without data */
 	uint64_t rx_bytes, tx_bytes, rx_pdus, tx_pdus, commands, r2ts, last_heard_ns;
 	uint32_t stat_sn, exp_cmd_sn, max_cmd_sn, active, digest_errors, waiting_buffer;
 };

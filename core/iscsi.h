@@ -73,8 +73,13 @@ struct vs_icmd {
 	uint32_t data_length, sent, data_sn; /* data-in */
 	uint8_t status, response;
 	uint32_t residual;
+	uint64_t arrived_ns;
 	bool overflow, underflow;
 };
+
+/* One writer, the worker; control reads it. */
+enum { VS_ILATENCY_KINDS = 3, VS_ILATENCY_BUCKETS = 24 };
+struct vs_ilatency { vs_counter count, total_ns, min_ns, max_ns, buckets[VS_ILATENCY_BUCKETS]; };
 
 struct vs_isession {
 	struct vs_core *core;
@@ -146,6 +151,8 @@ struct vs_iconn {
 	struct vs_islot slots[VS_ITX_SLOTS];
 	uint32_t slot_head, slot_tail; /* head: next to be sent; tail: next free; modulo slots */
 	uint32_t stat_sn;
+	uint64_t push_ns;           /* the clock, read once for what is pushed together */
+	struct vs_ilatency latency[VS_ILATENCY_KINDS];
 	struct { vs_counter rx_bytes, tx_bytes, rx_pdus, tx_pdus, commands, r2ts, last_heard_ns; _Atomic uint32_t stat_sn, exp_cmd_sn, max_cmd_sn, active, digest_errors, waiting_buffer; } view;
 };
 
@@ -156,6 +163,7 @@ void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event); /* tells Pyt
 void vs_isession_window(struct vs_isession *s);
 bool vs_isession_single(const struct vs_isession *s); /* it has one connection */
 void vs_iconn_maybe_gone(struct vs_iconn *c);
+void vs_iconn_measure(struct vs_iconn *c, const struct vs_icmd *x); /* its status goes out at c->push_ns */
 void vs_iconn_view(struct vs_iconn *c); /* shows control how things stand */
 /* iscsi_rx.c */
 int vs_irx_poll(struct vs_iconn *c);

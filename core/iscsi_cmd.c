@@ -463,7 +463,7 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	t->sense_len = t->response = 0;
 	t->transferred = t->required = 0;
 	t->layer = VS_LAYER_RING;
-	t->born_ns = t->layer_ns = c->w->now_ns;
+	t->born_ns = t->layer_ns = x->arrived_ns = c->w->now_ns;
 	find_lun(s, x);
 	t->lu = t->nexus ? t->nexus->lu : NULL;
 	vs_task_list(t);

@@ -208,6 +208,21 @@ void vs_iconn_view(struct vs_iconn *c)
 	atomic_store_explicit(&c->view.waiting_buffer, !vs_list_empty(&s->wait_buffer), memory_order_relaxed);
 }
 
+void vs_iconn_measure(struct vs_iconn *c, const struct vs_icmd *x)
+{
+	struct vs_ilatency *l = &c->latency[x->read ? 0 : x->write ? 1 : 2];
+	uint64_t ns = c->push_ns - x->arrived_ns, us = ns / 1000;
+	uint32_t k = us ? 64 - (uint32_t)__builtin_clzll(us) : 0;
+
+	if (!vs_counted(&l->count) || ns < vs_counted(&l->min_ns))
+		atomic_store_explicit(&l->min_ns, ns, memory_order_relaxed);
+	if (ns > vs_counted(&l->max_ns))
+		atomic_store_explicit(&l->max_ns, ns, memory_order_relaxed);
+	vs_count(&l->total_ns, ns);
+	vs_count(&l->buckets[vs_min(k, (uint32_t)VS_ILATENCY_BUCKETS - 1)], 1);
+	vs_count(&l->count, 1);
+}
+
 static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 {
 	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
@@ -494,6 +509,17 @@ void vs_ipdu_done(vs_core *core, vs_ipdu *p)
 void vs_iconn_info(const vs_iconn *c, struct vs_iconn_info *out)
 {
 	memset(out, 0, sizeof(*out));
+	for (int i = 0; i < VS_ILATENCY_KINDS; i++) {
+		const struct vs_ilatency *l = &c->latency[i];
+		struct vs_ilatency_info *to = &out->latency[i];
+
+		to->count = vs_counted(&l->count);
+		to->total_ns = vs_counted(&l->total_ns);
+		to->min_ns = vs_counted(&l->min_ns);
+		to->max_ns = vs_counted(&l->max_ns);
+		for (int k = 0; k < VS_ILATENCY_BUCKETS; k++)
+			to->buckets[k] = vs_counted(&l->buckets[k]);
+	}
 	out->rx_bytes = vs_counted(&c->view.rx_bytes);
 	out->tx_bytes = vs_counted(&c->view.tx_bytes);
 	out->rx_pdus = vs_counted(&c->view.rx_pdus);

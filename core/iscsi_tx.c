@@ -130,6 +130,7 @@ static bool data_in(struct vs_iconn *c, struct vs_icmd *x)
 	vs_put_be32(s->header + 40, x->sent);
 	if (status) {
 		vs_icmd_answered(x);
+		vs_iconn_measure(c, x);
 		s->header[3] = x->status;
 		vs_put_be32(s->header + 44, x->residual);
 		s->cmd = x;
@@ -146,6 +147,7 @@ static void response(struct vs_iconn *c, struct vs_icmd *x)
 	uint32_t length = 0;
 
 	vs_icmd_answered(x);
+	vs_iconn_measure(c, x);
 	s->header[2] = x->response;
 	s->header[3] = x->status;
 	/* 11.4.8: ExpDataSN is the number of Data-In PDUs (or R2Ts) of the command. */
@@ -274,6 +276,7 @@ void vs_itx_push(struct vs_iconn *c)
 {
 	uint64_t stop = vs_counted(&c->view.tx_bytes) + BYTES_A_TURN;
 
+	c->push_ns = vs_now_ns();
 	while (!c->dead && !c->blocked) {
 		struct iovec iov[3 * VS_ITX_SLOTS];
 		struct msghdr m = { .msg_iov = iov };

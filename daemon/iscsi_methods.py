@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
 from vhost_scsi.iscsi import names
 from vhost_scsi.iscsi.data_plane import CoreConnection, CoreSession
+from vhost_scsi.iscsi.latency import Latency
 from vhost_scsi.iscsi.targets import AclEntry, IscsiTarget
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def rows(service: Service) -> tuple[Method, ...]:
         Method("session.remove", "asks an initiator to log out, and ends the session", calls.session_remove, (_TSIH,)),
         Method("session.refused", "what initiators asked for and did not get", calls.session_refused),
         Method("connection.list", "connections of all sessions", calls.connection_list),
-        Method("connection.show", "one connection: keys, counters", calls.connection_show, (_TSIH, _CID)),
+        Method("connection.show", "one connection: keys, window, latency", calls.connection_show, (_TSIH, _CID)),
         Method("connection.remove", "ends a connection at once", calls.connection_remove, (_TSIH, _CID)),
     )  # fmt: skip
 
@@ -230,7 +231,19 @@ class _Calls:
 
     def connection_show(self, session: int, connection: int) -> dict[str, Any]:
         found = self._connection(session, connection)
-        return {"connection": _connection_row(found), "keys": dict(found.negotiation.values)}
+        handle = found.handle
+        assert isinstance(handle, CoreConnection)
+        exp_cmd_sn, max_cmd_sn = found.session.handle.window
+        return {
+            "connection": _connection_row(found),
+            "keys": dict(found.negotiation.values),
+            "window": {
+                "exp_cmd_sn": exp_cmd_sn,
+                "max_cmd_sn": max_cmd_sn,
+                "commands": (max_cmd_sn - exp_cmd_sn + 1) & 0xFFFFFFFF,
+            },
+            "latency": {latency.kind: _latency_row(latency) for latency in handle.latencies()},
+        }
 
     async def connection_remove(self, session: int, connection: int) -> dict[str, Any]:
         await self._iscsi.remove_connection(self._connection(session, connection))
@@ -278,6 +291,18 @@ def _info(connection: Connection) -> dict[str, Any]:
         "waiting_for_buffers": counter("waiting_buffer"),
         "stat_sn": counter("stat_sn"),
         "idle_us": max(0, time.monotonic_ns() - heard) // 1000 if heard else None,
+    }
+
+
+def _latency_row(latency: Latency) -> dict[str, Any]:
+    return {
+        "commands": latency.count,
+        "average_us": latency.average_us,
+        "min_us": latency.min_us,
+        "max_us": latency.max_us,
+        "half_below_us": latency.below(0.5),
+        "99_percent_below_us": latency.below(0.99),
+        "histogram": [{"below_us": limit, "commands": count} for limit, count in latency.histogram if count],
     }
 
 

@@ -28,6 +28,7 @@ from vhost_scsi.iscsi.full_feature import (
     SessionParams,
     Upcalls,
 )
+from vhost_scsi.iscsi.latency import KINDS, Latency, latency_from
 from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
 from vhost_scsi.iscsi.sessions import Connection
 from vhost_scsi.iscsi.task_management import TaskManagement, is_lower
@@ -87,6 +88,13 @@ class CoreConnection:
         out = ffi.new("struct vs_iconn_info *")
         lib.vs_iconn_info(self.handle, out)
         return out
+
+    def latencies(self) -> list[Latency]:
+        """Of reads, writes and commands without data."""
+        info = self.info()
+        if info is None:
+            return [Latency(kind) for kind in KINDS]
+        return [latency_from(kind, each) for kind, each in zip(KINDS, info.latency, strict=True)]
 
 
 class CoreSession:

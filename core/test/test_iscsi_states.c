@@ -580,95 +580,6 @@ static void fair(uint32_t engine)
 	irig_close(&r);
 }
 
-/* ---- by number ------------------------------------------------------------------------------------------------------------------------------ */
-
-static void read_at(struct initiator *i, uint32_t itt, uint32_t sn)
-{
-	uint8_t cdb[16], h[48];
-
-	cdb_rw(cdb, false, 0, 2);
-	bhs_command(h, READ, itt, 1024, sn, cdb, 10);
-	ini_send(i, h, NULL, 0, NULL, 0);
-}
-
-/* Of three reads the one whose number is below that of an immediate PDU, though all came before anybody looked. */
-static void what_came_before(uint32_t engine)
-{
-	struct vs_ipdu_info info;
-	struct initiator *i;
-	struct rig_pdu p;
-	struct irig r;
-	uint8_t h[48];
-
-	irig_open(&r, engine, 50000, 0);
-	r.params.exp_cmd_sn = r.cmd_sn = 0xffffffff; /* the next is 0 */
-	irig_session(&r);
-	i = irig_connect(&r, false, false);
-	r.hold_pdus = true;
-	bhs_plain(h, 0x42, 0x82, 60, 0);
-	ini_send(i, h, NULL, 0, NULL, 0);
-	read_at(i, 41, 0);
-	read_at(i, 42, 1);
-	read_at(i, 40, 0xffffffff);
-	while (!r.npdus)
-		irig_pump(&r, -1, 10);
-	irig_settle(&r, 10);
-	vs_ipdu_info(r.pdus[0], &info);
-	r.tmf_before = info.order;
-	CHECK_EQ(irig_tmf(&r, VS_TMF_QUERY, 0), 1);
-	CHECK_EQ(irig_tmf(&r, VS_TMF_QUERY, 41), 0);
-	CHECK_EQ(irig_tmf(&r, VS_TMF_ABORT, 0), 1);
-	CHECK(good(ini_finish(i, 41, in, NULL, 0)));
-	CHECK(good(ini_finish(i, 42, in, NULL, 0)));
-	CHECK(!ini_recv_within(i, &p, 5));
-	irig_answer_pdus(&r);
-	irig_close(&r);
-}
-
-static uint64_t plug(struct irig *r, uint32_t first, uint32_t end)
-{
-	uint64_t cookie = irig_cookie(r);
-
-	r->matched = 0;
-	CHECK_EQ(vs_isession_plug(r->session, first, end, cookie), 0);
-	irig_wait(r, cookie);
-	return r->matched;
-}
-
-/* Numbers that are taken as received: what waits behind them goes on, what comes with them is dropped, what is outside the window is left. */
-static void plugged(uint32_t engine)
-{
-	struct initiator *i;
-	struct rig_pdu p;
-	struct irig r;
-	uint8_t h[48];
-	uint32_t sn;
-
-	irig_open(&r, engine, 0, 0);
-	irig_session(&r);
-	i = irig_connect(&r, false, false);
-	sn = r.cmd_sn;
-	read_at(i, 41, sn + 2);
-	CHECK(!ini_recv_within(i, &p, 5));
-	CHECK_EQ(plug(&r, sn - 10, sn), 0);
-	CHECK_EQ(plug(&r, sn + 1, sn + 3), 1); /* the other one has come */
-	CHECK(!ini_recv_within(i, &p, 5));
-	CHECK_EQ(plug(&r, sn - 1, sn + 3), 1);
-	CHECK(good(ini_finish(i, 41, in, NULL, 0)));
-	read_at(i, 42, sn);
-	read_at(i, 43, sn + 1);
-	bhs_plain(h, 0x40, 0x80, 61, sn + 3);
-	ini_send(i, h, NULL, 0, NULL, 0);
-	ini_recv(i, &p);
-	CHECK_EQ(get32(p.bhs + 16), 61);
-	CHECK_EQ(get32(p.bhs + 28), sn + 3);
-	CHECK_EQ(get32(p.bhs + 32), sn + 3 + r.params.queue_depth - 1);
-	CHECK_EQ(plug(&r, sn + 3 + r.params.queue_depth, sn + 3 + 2 * r.params.queue_depth), 0);
-	read_at(i, 44, sn + 3);
-	CHECK(good(ini_finish(i, 44, in, NULL, 0)));
-	irig_close(&r);
-}
-
 int main(void)
 {
 	for (uint32_t engine = VS_ENGINE_URING; engine <= VS_ENGINE_EPOLL; engine++) {
@@ -698,8 +609,6 @@ int main(void)
 		ordered(engine, true);
 		fair(engine);
 		said_by_python(engine);
-		what_came_before(engine);
-		plugged(engine);
 	}
 	return 0;
 }

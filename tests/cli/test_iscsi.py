@@ -16,6 +16,7 @@ from tests.cli.conftest import Run, Serve, Served
 from tests.cli.test_bad_input import one_line
 from tests.iscsi.client import ASYNC_MESSAGE, NO_TAG, Client
 from tests.iscsi.libiscsi import tool
+from tests.iscsi.scsi_host import ScsiHost
 from vhost_scsi.vhost_user.initiator import Initiator
 
 IQN = "iqn.2026-11.org.example:disk"
@@ -121,6 +122,32 @@ def test_sessions_and_connections_are_seen(served: Served, ask: Ask, run: Run) -
     assert ask("portal", "list")["portals"][0]["targets"] == 1
     assert "127.0.0.1" in run("portal", "list").stdout
     assert IQN in run("target", "list").stdout
+
+
+def test_a_connection_tells_how_long_its_commands_took(served: Served, ask: Ask, run: Run) -> None:
+    with ScsiHost(address_of(served), IQN) as host:
+        host.ready()
+        where = f"{host.client.tsih}:1"
+        before = ask("connection", "show", where)["latency"]
+        assert (before["read"]["commands"], before["read"]["average_us"]) == (0, None)
+        assert before["no_data"]["commands"] >= 2
+        for _ in range(20):
+            host.ok(bytes.fromhex("28000000000000000100"), in_len=512)
+        host.ok(bytes.fromhex("2a000000000000000100"), bytes(512))
+        shown = ask("connection", "show", where)
+        read = shown["latency"]["read"]
+        assert read["commands"] == 20 == sum(row["commands"] for row in read["histogram"])
+        assert shown["latency"]["write"]["commands"] == 1
+        assert 0 < read["min_us"] <= read["average_us"] <= read["max_us"]
+        assert read["min_us"] <= read["half_below_us"] <= read["99_percent_below_us"]
+        assert shown["window"]["commands"] == 128
+        assert shown["connection"]["commands"] == host.client.cmd_sn - 100 == shown["window"]["exp_cmd_sn"] - 100
+        text = run("connection", "show", where).stdout
+        assert re.search(
+            r"^reads        20, in .* on average \(.* to .*\), half below .*, 99 % below", text, re.MULTILINE
+        )
+        assert "HeaderDigest=None" in text
+        assert "window       128 commands" in text
 
 
 def test_a_session_that_is_removed_is_asked_to_log_out(served: Served, run: Run) -> None:
