@@ -124,6 +124,8 @@ class Authenticator:
         self._challenge = b""
         self.user: str | None = None
         """the CHAP name that was proven"""
+        self.unanswered_proof: str | None = None
+        """our own name, where we proved it in the last response: an initiator that goes then does not believe it"""
 
     @property
     def may_proceed(self) -> bool:
@@ -214,6 +216,7 @@ class Authenticator:
         if challenge in self._challenges:
             raise AuthError("the initiator sent a challenge of ours back")
         response = self._algorithm.response(identifier, mutual.secret, challenge)
+        self.unanswered_proof = mutual.name
         return [Pair("CHAP_N", mutual.name), Pair("CHAP_R", hexadecimal(response))]
 
     def _nothing_more(self, said: Mapping[str, str]) -> list[Pair]:

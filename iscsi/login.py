@@ -119,6 +119,10 @@ class Login:
     def user(self) -> str | None:
         return None if self._auth is None else self._auth.user
 
+    @property
+    def unanswered_proof(self) -> str | None:
+        return None if self._auth is None else self._auth.unanswered_proof
+
     @staticmethod
     def to_read(bhs: bytes) -> int | None:
         """How many bytes of data segment and padding to read behind this header before `receive` is called; None where
@@ -130,6 +134,8 @@ class Login:
 
     def receive(self, bhs: bytes, data: bytes | None) -> Reply:
         """One PDU: its header and what `to_read` asked for."""
+        if self._auth is not None:
+            self._auth.unanswered_proof = None
         try:
             return self._receive(bhs, data or b"")
         except LoginRefused as refused:

@@ -198,7 +198,7 @@ class IscsiServer:
                 raise
             self._tell(login, peer, "too many logins were in progress, and this was the oldest", "evicted")
         except OSError as error:
-            LOG.debug("iscsi: %s went away during login: %s", peer, error)
+            self._gone(login, peer, error)
         except Exception:
             LOG.exception("iscsi: a login failed by an error of ours")
         finally:
@@ -236,6 +236,15 @@ class IscsiServer:
                 await asyncio.get_running_loop().sock_sendall(sock, reply.response)
             return refused
         return None
+
+    def _gone(self, login: Login, peer: str, error: OSError) -> None:
+        """RFC 7143, 12.1.3: an initiator that does not believe our answer to its challenge closes the connection."""
+        name = login.unanswered_proof
+        if name is None:
+            LOG.debug("iscsi: %s went away during login: %s", peer, error)
+            return
+        why = f"by the initiator: it went when the target had proved itself as {name!r}, and may know another secret"
+        self._tell(login, peer, why, "not believed")
 
     def _tell(self, login: Login, peer: str, why: str, status: str) -> None:
         asks = login.asks

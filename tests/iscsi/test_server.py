@@ -72,6 +72,23 @@ def test_chap_over_a_socket(serve: Callable[..., Live]) -> None:
     assert set(sessions) <= {"host"}
 
 
+def test_an_initiator_that_does_not_believe_the_target_is_told_of(serve: Callable[..., Live]) -> None:
+    mutual = ChapUser("target", Secret(b"secret-of-the-target"))
+    auth = AuthPolicy((ChapUser("host", SECRET),), mutual)
+    live = serve(make_node(IscsiTarget(TARGET, auth=auth)))
+    with live.connect() as believes:
+        believes.chap("host", SECRET.reveal(), "7", mutual=(7, b"challenge"))
+        # It goes on with the next stage, and goes away only then.
+        assert believes.exchange([("MaxBurstLength", "65536")], csg=OPERATIONAL, transit=False).status == (0, 0)
+    with live.connect() as doubts:
+        doubts.chap("host", SECRET.reveal(), "7", mutual=(8, b"challenge"))
+    live.wait_for(lambda: bool(live.node.refused.all()), "the refusal")
+    live.wait_for(lambda: not live.server.logins_in_progress, "the end of both")
+    (refusal,) = live.node.refused.all()
+    assert "proved itself as 'target', and may know another secret" in str(refusal)
+    assert str(refusal).startswith(INITIATOR)
+
+
 def test_refusals_in_plain_words(serve: Callable[..., Live], caplog: pytest.LogCaptureFixture) -> None:
     auth = AuthPolicy((ChapUser("host", SECRET),))
     live = serve(make_node(IscsiTarget(TARGET, auth=auth)))
