@@ -49,22 +49,33 @@ class Cost:
 
 
 class Backend:
-    """One `vhost-scsi serve`. Its log stands in `log`; `socket` is for QEMU."""
+    """One `vhost-scsi serve`. Its log stands in `log`; `socket` is for QEMU, where `vhost` says that there is one."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], launcher: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], launcher: Sequence[str] = (), *, vhost: bool = True
+    ) -> None:
         folder.mkdir()
         self.folder, self.socket, self.control, self.log = folder, folder / "vhost", folder / "control", folder / "log"
-        words = [
+        self._words = [
             *launcher,
             *(sys.executable, "-m", "vhost_scsi.cli", "serve", "--json", "--state-dir", str(folder / "state")),
-            *("--socket-path", str(self.socket), "--control", str(self.control), *arguments),
+            *(["--socket-path", str(self.socket)] if vhost else []),
+            *("--control", str(self.control), *arguments),
         ]
-        with self.log.open("wb") as log:
+        self._start()
+
+    def _start(self) -> None:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, preexec_fn=_die_with_parent
+                self._words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, preexec_fn=_die_with_parent
             )
         self.ready = self._wait_ready()
         self.pid = int(self.ready["pid"])
+
+    def restart(self) -> None:
+        """Start it once more, as before and in the same folder, after `kill`."""
+        assert not self.alive
+        self._start()
 
     def _wait_ready(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -187,12 +198,20 @@ class Bed:
             handle.truncate(size)
         return path
 
-    def serve(self, *luns: str, queues: int = 1, options: Sequence[str] = (), launcher: Sequence[str] = ()) -> Backend:
-        """A back end with logical units given as `T:L=URL[,OPTION=VALUE...]`."""
+    def serve(
+        self,
+        *luns: str,
+        queues: int = 1,
+        options: Sequence[str] = (),
+        launcher: Sequence[str] = (),
+        vhost: bool = True,
+    ) -> Backend:
+        """A back end with logical units given as `T:L=URL[,OPTION=VALUE...]`; without `vhost` it has no such port."""
         self._count += 1
         words = [word for lun in luns for word in ("--lun", lun)]
-        folder = self.folder / f"backend-{self._count}"
-        backend = Backend(folder, [*words, "--num-queues", str(queues), *options], launcher)
+        if vhost:
+            words += ["--num-queues", str(queues)]
+        backend = Backend(self.folder / f"backend-{self._count}", [*words, *options], launcher, vhost=vhost)
         self._backends.append(backend)
         return backend
 
@@ -209,10 +228,11 @@ class Bed:
         size: int = 128,
         bootindex: int | None = None,
         properties: Mapping[str, str] | None = None,
+        ident: str = "scsi0",
     ) -> tuple[str, ...]:
-        """QEMU's options for the device."""
+        """QEMU's options for the device; each of one guest has an `ident` of its own."""
         options = device_options(
-            backend.socket, queues, size, qemu=self.qemu, bootindex=bootindex, properties=properties
+            backend.socket, queues, size, qemu=self.qemu, bootindex=bootindex, properties=properties, ident=ident
         )
         return tuple(options)
 

@@ -28,6 +28,7 @@ ROOT_UUID = "6d2f0c6d-1f5e-4f6d-9b1a-52f3a7c0e1d4"
 PACKAGES = (
     "linux-image-amd64", "initramfs-tools", "zstd", "busybox-static", "systemd-sysv", "udev", "kmod",
     "util-linux", "coreutils", "e2fsprogs", "procps", "sg3-utils", "lsscsi", "fio",
+    "iproute2", "open-iscsi", "multipath-tools",
 )  # fmt: skip
 
 # Documentation and drivers of hardware that no virtual machine has: half of the tree, and time in every build.
@@ -76,6 +77,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount; do
     ln -sf /dev/null "$1/etc/systemd/system/$unit"
 done
+# Installed, and started by those tests that are about them.
+chroot "$1" systemctl --quiet disable iscsid.socket open-iscsi.service multipathd.socket multipathd.service
 # Found by the CPU's or the chip set's name and of no use here: loading them takes seconds under TCG.
 for module in kvm_amd kvm_intel aesni_intel ghash_clmulni_intel crct10dif_pclmul crc32_pclmul sha512_ssse3 \
     sha256_ssse3 sha1_ssse3 polyval_clmulni i2c_i801 lpc_ich iTCO_wdt pcspkr powernow_k8 acpi_cpufreq qemu_fw_cfg \
