@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vhost_scsi.log_limit import LimitedLog
+
 KEPT: Final = 256
 LONGEST: Final = 300  # characters of what a peer sent that are repeated
 LOG: Final = logging.getLogger("vhost_scsi.control")
@@ -52,11 +54,8 @@ class RefusedLog:
         interval: float = 1.0,
     ) -> None:
         self._clock = clock
-        self._logger = logger
-        self._interval = interval
+        self._log = LimitedLog(logger, interval, clock)
         self._entries: OrderedDict[tuple[str, ...], Refusal] = OrderedDict()
-        self._said_at: dict[str, float] = {}
-        self._kept_back: dict[str, int] = {}
 
     def add(self, peer: str, initiator: str, target: str, kind: str, asked: str, why: str) -> Refusal:
         now = self._clock()
@@ -71,20 +70,11 @@ class RefusedLog:
         self._entries[key] = refusal
         while len(self._entries) > KEPT:
             self._entries.popitem(last=False)
-        self._say(kind, refusal, now)
+        self._log.say(logging.WARNING, kind, f"iscsi: {refusal}")
         return refusal
 
     def all(self) -> list[Refusal]:
         return list(self._entries.values())
-
-    def _say(self, kind: str, refusal: Refusal, now: float) -> None:
-        if now - self._said_at.get(kind, -self._interval) < self._interval:
-            self._kept_back[kind] = self._kept_back.get(kind, 0) + 1
-            return
-        kept_back = self._kept_back.pop(kind, 0)
-        more = f" ({kept_back} more since)" if kept_back else ""
-        self._said_at[kind] = now
-        self._logger.warning("iscsi: %s%s", refusal, more)
 
 
 def _shown(text: str) -> str:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.log_limit import LimitedLog
 from vhost_scsi.target import Port
 from vhost_scsi.vhost_user import control_queue
 from vhost_scsi.vhost_user.features import Feature, feature_names
-from vhost_scsi.vhost_user.log_limit import LimitedLog
 from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
 from vhost_scsi.vhost_user.rules import ProtocolError, Rule
 from vhost_scsi.virtqueue.layout import RingAddresses

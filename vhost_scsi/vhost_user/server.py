@@ -17,7 +17,7 @@ import socket
 import stat
 
 from vhost_scsi.errors import ConfigError, SocketInUse
-from vhost_scsi.vhost_user.log_limit import LimitedLog
+from vhost_scsi.log_limit import LimitedLog
 from vhost_scsi.vhost_user.session import Device, Session
 
 BACKLOG = 16

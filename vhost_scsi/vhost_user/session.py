@@ -16,10 +16,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from vhost_scsi.log_limit import LimitedLog
 from vhost_scsi.vhost_user import memory_table
 from vhost_scsi.vhost_user.channel import Channel, EndOfStream, Frame, ReceivedFds
 from vhost_scsi.vhost_user.features import Feature, feature_names, unserved
-from vhost_scsi.vhost_user.log_limit import LimitedLog
 from vhost_scsi.vhost_user.messages import (
     MESSAGES,
     U64,

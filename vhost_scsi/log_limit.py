@@ -19,7 +19,7 @@ class _Kind:
 
 
 class LimitedLog:
-    """One per device, shared by its connections: a peer that reconnects for each error is limited as well.
+    """One per device or node, shared by its connections: a peer that reconnects for each error is limited as well.
 
     `kind` must come from a small fixed set (rule names), never from what a peer sent.
     """

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from vhost_scsi.vhost_user.log_limit import LimitedLog
+from vhost_scsi.log_limit import LimitedLog
 
 
 class Clock:
