@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 
 from vhost_scsi import __version__
+from vhost_scsi.cli.printable import printable
 from vhost_scsi.errors import VhostScsiError
 
 if not __name__.startswith("vhost_scsi."):
@@ -23,6 +24,7 @@ if not __name__.startswith("vhost_scsi."):
 # Name, module, what `--help` says without loading it.
 COMMANDS: Final = {
     "boot": ("boot", "boot an image in QEMU from our own back end"),
+    "config": ("config", "the configuration of a running daemon: show, save, reload"),
     "connection": ("connection", "the iSCSI connections of a running daemon"),
     "lun": ("lun", "the logical units of a running daemon"),
     "portal": ("portal", "the iSCSI portals of a running daemon"),
@@ -86,9 +88,7 @@ class RootGroup(click.Group):
 
     @staticmethod
     def _say(message: str) -> None:
-        # Paths and remote words may hold anything; a line stays a line.
-        text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
-        click.echo(f"vhost-scsi: {text}", err=True)
+        click.echo(f"vhost-scsi: {printable(message)}", err=True)
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from vhost_scsi.cli.printable import printable
 from vhost_scsi.errors import VhostScsiError
 
 RIGHT: Final = ">"
@@ -24,7 +25,12 @@ class OutputError(VhostScsiError):
 
 
 def say(text: str = "") -> None:
-    """One line on stdout; OutputError when it cannot be written. A pipe that nobody reads is not ours to explain."""
+    """One line on stdout, without control characters; OutputError when it cannot be written. A pipe that nobody reads
+    is not ours to explain."""
+    _write(printable(text))
+
+
+def _write(text: str) -> None:
     if sys.stdout is None:
         raise OutputError("standard output is closed")
     try:
@@ -41,14 +47,14 @@ def say(text: str = "") -> None:
 def print_json(value: dict[str, Any]) -> None:
     """One object, indented; `schema_version` first."""
     ordered = {"schema_version": value.get("schema_version"), **value}
-    say(json.dumps(ordered, indent=2))
+    _write(json.dumps(ordered, indent=2))  # of ASCII alone
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
     """A table. A column whose name starts with '>' stands to the right; None is shown as '-'."""
     names = [name.removeprefix(RIGHT) for name in columns]
     right = [name.startswith(RIGHT) for name in columns]
-    cells = [["-" if value is None else str(value) for value in row] for row in rows]
+    cells = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
     if sys.stdout is not None and sys.stdout.isatty():
         _print_rich(names, right, cells, title)
         return

@@ -48,8 +48,9 @@ GRAMMAR = ("lus", "luns", "maps", "ports", "portals", "targets")
 def command(**options: Any) -> None:
     """Serve logical units to QEMU (--socket-path) and to iSCSI initiators (--iscsi, --target), the same ones to both.
 
-    Runs until SIGTERM or Ctrl-C; SIGHUP reads the log settings of FILE anew. A LUN with a target number (--lun 0:0=URL)
-    is one of the vhost-user port, a LUN alone (--lun 0=URL) one of the iSCSI target.
+    Runs until SIGTERM or Ctrl-C; SIGHUP reads FILE anew: iSCSI, logical units and log settings change, the rest needs a
+    restart. A LUN with a target number (--lun 0:0=URL) is one of the vhost-user port, a LUN alone (--lun 0=URL) one of
+    the iSCSI target.
 
     A URL is a path, or names a store (memory:1G, overlay(...):disk.img, ...); see docs/stores.md.
     Options of a logical unit: block_size, uuid, readonly, wce, rotational, physical_block_size.
@@ -66,7 +67,10 @@ def command(**options: Any) -> None:
         daemon = service.Service(
             config,
             listen_fds=listen_fds,
-            reload=(lambda: configuration(options, activated=bool(listen_fds))) if options["config_path"] else None,
+            reload=(lambda text: configuration(options, activated=bool(listen_fds), text=text))
+            if options["config_path"]
+            else None,
+            config_path=options["config_path"],
             watch=watch,
         )
         await daemon.run(lambda: _say_ready(daemon, hints, options["as_json"]))
@@ -74,16 +78,21 @@ def command(**options: Any) -> None:
     loop.run(run)
 
 
-def configuration(options: dict[str, Any], *, activated: bool = False) -> DaemonConfig:
-    """What the file and the command line say together; a single value on the command line wins."""
+def configuration(options: dict[str, Any], *, activated: bool = False, text: str | None = None) -> DaemonConfig:
+    """What the file and the command line say together; a single value on the command line wins. `text`: what the file
+    would say."""
     from vhost_scsi.daemon import config_file, grammar
     from vhost_scsi.daemon.config import build
 
-    text = config_file.ConfigText.read(options["config_path"]) if options.get("config_path") else None
+    path = options.get("config_path")
+    if path is None:
+        source = None
+    else:
+        source = config_file.ConfigText.read(path) if text is None else config_file.ConfigText(path, text)
     tables: dict[str, Any] = grammar.tables(**{key: options.get(key, ()) for key in GRAMMAR})
     port = {"socket": options.get("socket_path"), "fd": options.get("fd")}
     port = {key: value for key, value in port.items() if value is not None}
-    if port or (activated and not tables["port"] and not (text and text.values.get("port"))):
+    if port or (activated and not tables["port"] and not (source and source.values.get("port"))):
         if DEFAULT_PORT in tables["port"]:
             raise ConfigError(f"port {DEFAULT_PORT} is given twice, by --port and by --socket-path or --fd")
         tables["port"] = {DEFAULT_PORT: port, **tables["port"]}
@@ -91,8 +100,8 @@ def configuration(options: dict[str, Any], *, activated: bool = False) -> Daemon
         if DEFAULT_PORT not in tables["port"]:
             raise ConfigError("--num-queues is for the port of --socket-path; a port of its own takes num_queues=N")
         tables["port"][DEFAULT_PORT]["num_queues"] = options["num_queues"]
-    merged = grammar.merge(text.values if text else {}, {**given(options), **tables})
-    return build(merged, config_file.locator(text))
+    merged = grammar.merge(source.values if source else {}, {**given(options), **tables})
+    return build(merged, config_file.locator(source))
 
 
 def qemu_hints(config: DaemonConfig, options: dict[str, Any]) -> list[str]:

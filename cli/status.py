@@ -31,6 +31,8 @@ def command(name: str, control: str | None, as_json: bool) -> None:
             f"iSCSI at {' '.join(iscsi['portals'])}: {iscsi['targets']} targets, {iscsi['sessions']} sessions, "
             f"{iscsi['connections']} connections, {iscsi['logins_in_progress']} logins in progress"
         )
+    for line in status["drift"]:
+        say(f"not saved: {line}")
     if status["ports"]:
         say()
         print_table(

@@ -9,7 +9,6 @@ import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
 from vhost_scsi.cli.output import print_json, print_table, say
-from vhost_scsi.errors import ConfigError
 
 
 @click.group("target")
@@ -74,26 +73,41 @@ def show(target: str, name: str, control: str | None, as_json: bool) -> None:
 
 @command.command("add")
 @click.argument("target", metavar="IQN")
-@click.option("--lun", "luns", multiple=True, required=True, metavar="LUN=NAME", help="a logical unit of the daemon")
+@click.option("--lun", "luns", multiple=True, metavar="LUN=NAME|URL[,OPTION=VALUE...]", help="a logical unit at a LUN")
 @click.option("--alias", metavar="TEXT", help="what initiators show")
+@click.option("--group", "groups", multiple=True, type=int, metavar="TAG", help="only over portals of this group")
+@click.option(
+    "--allow",
+    "entries",
+    multiple=True,
+    metavar="WHO",
+    help="who may log in: INITIATOR[,INITIATOR...][,from=NETWORK...][,lun=LUN=NAME...]; may be given more than once",
+)
+@click.option("--chap", "users", multiple=True, metavar="NAME=FILE|env:VAR", help="initiators prove that they know it")
+@click.option("--mutual-chap", metavar="NAME=FILE|env:VAR", help="the target proves it to initiators that ask")
+@click.option("--require-mutual-chap", is_flag=True, help="initiators have to ask")
+@click.option("--chap-algorithms", metavar="A,B,...", help="best first: SHA3-256, SHA-256, SHA-1, MD5")
 @which_daemon
-def add(target: str, luns: tuple[str, ...], alias: str | None, name: str, control: str | None, as_json: bool) -> None:
-    """Add a target that shows logical units the daemon has. Anybody may log in, over every portal.
+def add(target: str, name: str, control: str | None, as_json: bool, **options: Any) -> None:
+    """Add a target. It is there until the daemon ends, or stays if `config save` keeps it.
 
-    It is there until the daemon ends; with access control it belongs into the configuration file.
+    A LUN shows a logical unit that the daemon has, by its name, or one that is made for it from a URL as in `serve`.
+    Without --allow everybody may log in, over every portal. A secret is read by the daemon, from a file (mode 0600) or
+    from a variable of its environment; it is never on a command line.
     """
-    table: dict[str, str] = {}
-    for text in luns:
-        lun, equals, unit = text.partition("=")
-        if not (lun.isascii() and lun.isdigit()) or not equals or not unit:
-            raise ConfigError(f"--lun {text}: not LUN=NAME")
-        if lun in table:
-            raise ConfigError(f"--lun {text}: LUN {lun} is given twice")
-        table[lun] = unit
+    from vhost_scsi.cli import target_words
+
     with connect(name, control) as daemon:
-        answer = daemon.call("target.add", target=target, luns=table, **({"alias": alias} if alias else {}))
+        known = [unit["name"] for unit in daemon.call("lun.list")["logical_units"]]
+        luns, units = target_words.luns(options["luns"], known)
+        settings = target_words.settings(options)
+        alias = {"alias": options["alias"]} if options["alias"] else {}
+        answer = daemon.call("target.add", target=target, luns=luns, units=units, settings=settings, **alias)
     if as_json:
         print_json(answer)
+        return
+    for url in answer["urls"]:
+        say(url)
 
 
 @command.command("remove")
@@ -101,7 +115,10 @@ def add(target: str, luns: tuple[str, ...], alias: str | None, name: str, contro
 @click.option("--force", is_flag=True, help="end its sessions; without, a target that has some stays")
 @which_daemon
 def remove(target: str, force: bool, name: str, control: str | None, as_json: bool) -> None:
-    """Remove a target. Its logical units stay."""
+    """Remove a target. Initiators that are logged in are asked to log out, and have three seconds for that.
+
+    Logical units stay, but for those that `target add` made for it.
+    """
     with connect(name, control) as daemon:
         answer = daemon.call("target.remove", target=target, force=force)
     if as_json:

@@ -59,6 +59,7 @@ class LuConfig(_Model):
     wce: bool = Field(default=True, description="whether the write cache starts enabled")
     rotational: bool | None = Field(default=None, description="what guests are told; unset: what the store says")
     physical_block_size: int | None = Field(default=None, description="bytes; unset: what the store says")
+    spare: bool = Field(default=False, description="that it is mapped nowhere is no mistake")
 
 
 class PortConfig(_Model):
@@ -105,6 +106,26 @@ class DaemonConfig(_Model):
                 target, lun = _iscsi_place(self, text)
                 found[target][lun] = unit
         return found
+
+    def mapped(self) -> set[str]:
+        """Every unit that stands somewhere."""
+        found = set(self.map.values())
+        for target in self.iscsi.target if self.iscsi is not None else []:
+            found.update(target.luns.values(), *((entry.luns or {}).values() for entry in target.acl))
+        return found
+
+    def spelled_out(self) -> DaemonConfig:
+        """The same with the port or target in every place of `map`: one more of them makes no place ambiguous. As
+        above."""
+        found: dict[str, str] = {}
+        for text, unit in self.map.items():
+            if ISCSI_PLACE.fullmatch(text):
+                target, lun = _iscsi_place(self, text)
+                found[f"{target}:{lun}"] = unit
+            else:
+                place = _place(self, text, unit)
+                found[f"{place.port}:{place.target}:{place.lun}"] = unit
+        return self.model_copy(update={"map": found})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -209,9 +230,10 @@ def _contradictions(config: DaemonConfig) -> Iterable[Contradiction]:
     yield from _bad_map(config)
     if config.iscsi is not None:
         yield from problems(config.iscsi, config.lu, config.iscsi_luns())
-    for name in config.lu:
-        if name not in _mapped(config):
-            yield ("lu", name), f"logical unit {name} is mapped nowhere"
+    mapped = config.mapped()
+    for name, lu in config.lu.items():
+        if name not in mapped and not lu.spare:
+            yield ("lu", name), f"logical unit {name} is mapped nowhere (spare = true if it shall not be, yet)"
 
 
 def _has_control(text: str | None) -> bool:
@@ -286,14 +308,6 @@ def _bad_map(config: DaemonConfig) -> Iterable[Contradiction]:
     for port in config.port:
         if not any(key[0] == "port" and key[1] == port for key in seen):
             yield ("port", port), f"port {port} has no logical unit"
-
-
-def _mapped(config: DaemonConfig) -> set[str]:
-    """Every unit that stands somewhere."""
-    found = set(config.map.values())
-    for target in config.iscsi.target if config.iscsi is not None else []:
-        found.update(target.luns.values(), *((entry.luns or {}).values() for entry in target.acl))
-    return found
 
 
 def _where(config: DaemonConfig, text: str, unit: str) -> tuple[tuple[str, ...], str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,7 +23,7 @@ from vhost_scsi.iscsi.keys import MAX_LENGTH, Offer
 from vhost_scsi.iscsi.node import DiscoveryPolicy
 from vhost_scsi.iscsi.ping import PingPolicy
 from vhost_scsi.iscsi.portals import Portal, parse_portal
-from vhost_scsi.iscsi.secret import Secret
+from vhost_scsi.iscsi.secret import MIN_BYTES, Secret
 from vhost_scsi.iscsi.targets import MAX_LUN, MAX_TAG, AclEntry, IscsiTarget, Limits, Redirect
 
 T = TypeVar("T")
@@ -124,7 +125,8 @@ class PingConfig(Table):
 
 
 class IscsiConfig(Table):
-    """Everything. `chap_algorithms` holds wherever a table has none of its own."""
+    """Everything. `chap_algorithms` holds wherever a table has none of its own; secrets of less than 96 bits are
+    refused unless `allow_short_secrets`."""
 
     portal: list[PortalConfig] = []
     target: list[TargetConfig] = []
@@ -132,9 +134,51 @@ class IscsiConfig(Table):
     limits: LimitsConfig = LimitsConfig()
     ping: PingConfig = PingConfig()
     chap_algorithms: list[str] | None = None
+    allow_short_secrets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """All of the configuration as the transport understands it, with the secrets read."""
+
+    limits: Limits
+    discovery: DiscoveryPolicy
+    ping: PingPolicy
+    portals: tuple[Portal, ...]
+    targets: Mapping[str, IscsiTarget]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is legal and not wise, in plain words; each once."""
+        policies = [self.discovery.auth]
+        for target in self.targets.values():
+            policies += [target.auth, *(entry.auth for entry in target.acl if entry.auth is not None)]
+        return list(dict.fromkeys(line for policy in policies for line in policy.warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was made before and is not to be made anew: its secrets may be gone from where they were."""
+
+    targets: Mapping[str, IscsiTarget] = field(default_factory=dict)
+    discovery: DiscoveryPolicy | None = None
 
 
 # ---- made into the transport's values ------------------------------------------------------------------------------
+
+
+def make_all(wanted: IscsiConfig, luns: Mapping[str, Mapping[int, str]], known: Known | None = None) -> Made:
+    """`luns`: of each target, by its normalised name. Raises ConfigError: a secret may have gone since the check."""
+    by_name = {names.normalised(each.name): each for each in wanted.target}
+    known = known or Known()
+    targets = [known.targets.get(name) or make_target(each, luns[name], wanted) for name, each in by_name.items()]
+    return Made(
+        make_limits(wanted.limits),
+        known.discovery or make_discovery(wanted),
+        make_ping(wanted.ping),
+        tuple(make_portal(portal) for portal in wanted.portal),
+        {target.name: target for target in targets},
+    )
 
 
 def make_portal(wanted: PortalConfig) -> Portal:
@@ -150,7 +194,18 @@ def make_ping(wanted: PingConfig) -> PingPolicy:
     return PingPolicy(wanted.idle, wanted.timeout)
 
 
-def make_secret(wanted: ChapConfig) -> Secret:
+def make_secret(wanted: ChapConfig, node: IscsiConfig) -> Secret:
+    secret = _read_secret(wanted)
+    # RFC 7143, 9.2.1: where nothing protects the connection, a shorter one is found by trying.
+    if secret.is_short and not node.allow_short_secrets:
+        raise ConfigError(
+            f"{secret.source}: the secret has fewer than {MIN_BYTES * 8} bits: {MIN_BYTES} characters at least, "
+            "or allow_short_secrets = true in [iscsi]"
+        )
+    return secret
+
+
+def _read_secret(wanted: ChapConfig) -> Secret:
     if (wanted.secret_file is None) == (wanted.secret_env is None):
         raise ConfigError(f"CHAP name {wanted.name}: exactly one of secret_file and secret_env says where it is kept")
     if wanted.secret_file is not None:
@@ -160,10 +215,11 @@ def make_secret(wanted: ChapConfig) -> Secret:
 
 
 def make_auth(wanted: _AuthTable, node: IscsiConfig) -> AuthPolicy:
+    mutual = wanted.mutual_chap
     chosen = wanted.chap_algorithms if wanted.chap_algorithms is not None else node.chap_algorithms
     return AuthPolicy(
-        tuple(ChapUser(user.name, make_secret(user)) for user in wanted.chap),
-        None if wanted.mutual_chap is None else ChapUser(wanted.mutual_chap.name, make_secret(wanted.mutual_chap)),
+        tuple(ChapUser(user.name, make_secret(user, node)) for user in wanted.chap),
+        None if mutual is None else ChapUser(mutual.name, make_secret(mutual, node)),
         DEFAULT_ALGORITHMS if chosen is None else algorithms(chosen),
         wanted.require_mutual_chap,
     )
@@ -227,6 +283,9 @@ def problems(iscsi: IscsiConfig, units: Collection[str], luns: Mapping[str, Mapp
     yield from _try((*path, "ping"), make_ping, iscsi.ping)
     yield from _bad_auth((*path, "discovery"), iscsi.discovery, iscsi)
     yield from _bad_portals(iscsi)
+    most = make_limits(iscsi.limits).targets
+    if len(iscsi.target) > most:
+        yield (*path, "target", most), f"there are {len(iscsi.target)} targets, and limits.targets is {most}"
     seen: set[str] = set()
     for index, target in enumerate(iscsi.target):
         yield from _bad_target((*path, "target", index), target, iscsi, units, luns)
@@ -251,6 +310,8 @@ def _bad_target(
     yield from _bad_auth(path, target, node)
     for index, entry in enumerate(target.acl):
         here = (*path, "acl", index)
+        for place, text in enumerate(entry.initiators):
+            yield from _try((*here, "initiators", place), lambda name: AclEntry((name,)), text)
         for place, text in enumerate(entry.networks):
             yield from _try((*here, "networks", place), _network, text)
         yield from _bad_luns((*here, "luns"), entry.luns or {}, units)
@@ -280,9 +341,10 @@ def _bad_luns(path: Path, luns: Mapping[str, str], units: Collection[str]) -> It
 
 def _bad_auth(path: Path, wanted: _AuthTable, node: IscsiConfig) -> Iterable[Problem]:
     for index, user in enumerate(wanted.chap):
-        yield from _try((*path, "chap", index, *_source(user)), make_secret, user)
+        yield from _try((*path, "chap", index, *_source(user)), lambda each: make_secret(each, node), user)
     if wanted.mutual_chap is not None:
-        yield from _try((*path, "mutual_chap", *_source(wanted.mutual_chap)), make_secret, wanted.mutual_chap)
+        where = (*path, "mutual_chap", *_source(wanted.mutual_chap))
+        yield from _try(where, lambda each: make_secret(each, node), wanted.mutual_chap)
     if wanted.chap_algorithms is not None:
         yield from _try((*path, "chap_algorithms"), algorithms, wanted.chap_algorithms)
     yield from _try(path, lambda table: make_auth(table, node), wanted)

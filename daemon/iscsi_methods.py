@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
+from vhost_scsi.daemon import run_time
+from vhost_scsi.daemon.rpc import REFUSED, Method, Param, RpcError
 from vhost_scsi.iscsi import names
 from vhost_scsi.iscsi.data_plane import CoreConnection, CoreSession
 from vhost_scsi.iscsi.latency import Latency
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service
     from vhost_scsi.iscsi.sessions import Connection, Session
 
-MAX_LUNS: Final = 1024  # in one request
 _TARGET: Final = Param("target", "string", "name of the target", required=True)
 _TSIH: Final = Param("session", "integer", "number of the session (TSIH)", required=True)
 _CID: Final = Param("connection", "integer", "number of the connection (CID)", required=True)
@@ -31,10 +31,12 @@ def rows(service: Service) -> tuple[Method, ...]:
     return (
         Method("target.list", "iSCSI targets", calls.target_list),
         Method("target.show", "one target: LUNs, portals, access, sessions", calls.target_show, (_TARGET,)),
-        Method("target.add", "one more target, until the daemon ends", calls.target_add, (
+        Method("target.add", "one more target, until the daemon ends or `config.save` keeps it", calls.target_add, (
             _TARGET,
-            Param("luns", "object", "LUN: name of a logical unit", required=True),
+            Param("luns", "object", "LUN: name of a logical unit"),
+            Param("units", "object", "LUN: table of a logical unit that is made for it"),
             Param("alias", "string", "what initiators show"),
+            Param("settings", "object", "more of a target's table: acl, chap, portal_groups, keys, ..."),
         )),
         Method("target.remove", "takes a target away", calls.target_remove, (
             _TARGET,
@@ -116,17 +118,25 @@ class _Calls:
             "sessions": [self._session_row(session) for session in self._iscsi.node.sessions.of_target(found.name)],
         }
 
-    async def target_add(self, target: str, luns: dict[str, Any], alias: str = "") -> dict[str, Any]:
-        if len(luns) > MAX_LUNS:
-            raise RpcError(INVALID_PARAMS, f"target.add: at most {MAX_LUNS} LUNs at once")
-        for lun, unit in luns.items():
-            if not (lun.isascii() and lun.isdigit() and len(lun) <= 5) or not isinstance(unit, str):
-                raise RpcError(INVALID_PARAMS, "target.add: luns leads from numbers to names of logical units")
-        added = await self._iscsi.add_target(target, {int(lun): unit for lun, unit in luns.items()}, alias)
-        return {"target": self._target_row(added)}
+    async def target_add(
+        self,
+        target: str,
+        luns: dict[str, Any] | None = None,
+        units: dict[str, Any] | None = None,
+        alias: str = "",
+        settings: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        node = self._iscsi.node
+        table = {"name": target, "luns": luns or {}, **({"alias": alias} if alias else {}), **(settings or {})}
+        if not settings or "portal_groups" not in settings:
+            table["portal_groups"] = sorted({portal.tag for portal in node.portals})
+        made = await run_time.add_target(self._service, table, units or {})
+        added = node.targets[names.normalised(target)]
+        return {"target": self._target_row(added), "units": made, "urls": self._iscsi.urls_of(added)}
 
     async def target_remove(self, target: str, force: bool = False) -> dict[str, Any]:
-        return {"sessions_ended": await self._iscsi.remove_target(target, force=force)}
+        sessions, units = await run_time.remove_target(self._service, target, force=force)
+        return {"sessions_ended": sessions, "units_removed": units}
 
     def portal_list(self) -> dict[str, Any]:
         node = self._iscsi.node

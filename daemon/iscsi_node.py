@@ -9,59 +9,53 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from vhost_scsi.daemon.config import DaemonConfig
-from vhost_scsi.daemon.iscsi_config import (
-    IscsiConfig,
-    make_discovery,
-    make_limits,
-    make_ping,
-    make_portal,
-    make_target,
-)
+from vhost_scsi.daemon.iscsi_config import Made
 from vhost_scsi.dataplane import Core
-from vhost_scsi.errors import ConfigError
-from vhost_scsi.iscsi import names
 from vhost_scsi.iscsi.async_messages import logout_requested
-from vhost_scsi.iscsi.data_plane import CoreConnection, DataPlane, port_name
+from vhost_scsi.iscsi.data_plane import CoreConnection, CoreSession, DataPlane, port_name
 from vhost_scsi.iscsi.full_feature import RemoveReason
 from vhost_scsi.iscsi.keepalive import KeepAlive
+from vhost_scsi.iscsi.listeners import Plan
 from vhost_scsi.iscsi.node import Node
 from vhost_scsi.iscsi.portals import bracketed
 from vhost_scsi.iscsi.server import IscsiServer
 from vhost_scsi.iscsi.sessions import Connection, Session
 from vhost_scsi.iscsi.targets import IscsiTarget
-from vhost_scsi.target import Target
+from vhost_scsi.target import Target, Unit
 
 LOGOUT_TIME: Final = 3  # whole seconds that an initiator has to log out when it is asked to (RFC 7143, 11.9)
 POLL: Final = 0.02  # seconds between looks at who has gone; only while waiting for that
 _LOG: Final = logging.getLogger("vhost_scsi.control")
 
 
-class IscsiNode:
-    """`start`, then `drain` and `close`. `config` has an `iscsi` part."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be served from now on, and the sockets for it."""
 
-    def __init__(self, core: Core, target: Target, config: DaemonConfig, iscsi: IscsiConfig) -> None:
-        self._target = target
-        self.node: Final = Node(make_limits(iscsi.limits), make_discovery(iscsi))
-        self.plane: Final = DataPlane(core, target, tuple(range(config.workers)))
+    made: Made
+    plan: Plan
+
+
+class IscsiNode:
+    """`start`, then `drain` and `close`."""
+
+    def __init__(self, core: Core, target: Target, workers: int, made: Made) -> None:
+        self.node: Final = Node(made.limits, made.discovery)
+        self.plane: Final = DataPlane(core, target, tuple(range(workers)))
         self.plane.on_cold_reset = self._cold_reset
         self._ending: set[asyncio.Task[None]] = set()
-        luns = config.iscsi_luns()
-        policies = [self.node.discovery.auth]
-        for wanted in iscsi.target:
-            made = make_target(wanted, luns[names.normalised(wanted.name)], iscsi)
-            self.node.add_target(made)
-            policies += [made.auth, *(entry.auth for entry in made.acl if entry.auth is not None)]
-        for line in dict.fromkeys(line for policy in policies for line in policy.warnings):
-            _LOG.warning("iscsi: %s", line)
-        portals = [make_portal(portal) for portal in iscsi.portal]
-        self._tags: Final = frozenset(portal.tag for portal in portals)
-        self.plane.declare(name for made in self.node.targets.values() for name in self._ports(made))
-        self.server: Final = IscsiServer(self.node, self.plane, self.plane, portals)
-        self._keepalive = KeepAlive(self.node, self.server.keeper, self.plane, make_ping(iscsi.ping), heard)
+        for wanted in made.targets.values():
+            self.node.add_target(wanted)
+        self._target: Final = target
+        self._ports = _ports(made)
+        self.plane.declare(self._ports)
+        _warn(made)
+        self.server: Final = IscsiServer(self.node, self.plane, self.plane, made.portals)
+        self._keepalive = KeepAlive(self.node, self.server.keeper, self.plane, made.ping, heard)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -89,45 +83,64 @@ class IscsiNode:
 
     def urls(self) -> list[str]:
         """One for each LUN at the first portal that leads to it; of a wildcard portal with the address of loopback."""
-        found = []
-        for target in self.node.targets.values():
-            portal = next((each for each in self.node.portals if each.tag in target.portal_groups), None)
-            if portal is None:
-                continue
-            loopback = "127.0.0.1" if portal.address.version == 4 else "::1"
-            host = loopback if portal.is_wildcard else portal.host
-            found += [f"iscsi://{bracketed(host)}:{portal.port}/{target.name}/{lun}" for lun in sorted(target.luns)]
-        return found
+        return [url for target in self.node.targets.values() for url in self.urls_of(target)]
 
-    def _ports(self, target: IscsiTarget) -> list[str]:
-        return [port_name(target.name, tag) for tag in sorted(target.portal_groups & self._tags)]
+    def urls_of(self, target: IscsiTarget) -> list[str]:
+        portal = next((each for each in self.node.portals if each.tag in target.portal_groups), None)
+        if portal is None:
+            return []
+        loopback = "127.0.0.1" if portal.address.version == 4 else "::1"
+        host = loopback if portal.is_wildcard else portal.host
+        return [f"iscsi://{bracketed(host)}:{portal.port}/{target.name}/{lun}" for lun in sorted(target.luns)]
 
-    async def add_target(self, name: str, luns: Mapping[int, str], alias: str = "") -> IscsiTarget:
-        """Anybody may log in to it, over every portal. Raises ConfigError."""
-        for lun, unit in luns.items():
-            if unit not in self._target.units:
-                raise ConfigError(f"LUN {lun}: there is no logical unit {unit!r}")
-        groups = frozenset(portal.tag for portal in self.node.portals)
-        target = IscsiTarget(name, alias, dict(luns), groups)
-        # In a thread: their numbers are written down.
-        await asyncio.to_thread(self._target.port_ids.ids_of, self._ports(target))
-        self.node.add_target(target)
-        self.plane.declare(self._ports(target))
-        _LOG.info("iscsi: target %s was added", target.name)
-        return target
+    async def prepare(self, made: Made) -> Change:
+        """Does what may fail of a change of everything that is served; raises ConfigError, and nothing has changed."""
+        # In a thread: the numbers of the target ports are written down.
+        await asyncio.to_thread(self._target.port_ids.ids_of, _ports(made))
+        return Change(made, self.server.listeners.open(made.portals))
 
-    async def remove_target(self, name: str, *, force: bool) -> int:
-        """Returns how many sessions it ended. Raises ConfigError where there are some, without `force`."""
-        sessions = self.node.sessions.of_target(names.normalised(name))
-        if sessions and not force:
-            raise ConfigError(f"target {name} has {len(sessions)} sessions; --force ends them")
-        ports = (
-            self._ports(self.node.targets[target]) if (target := names.normalised(name)) in self.node.targets else []
-        )
-        await self.server.remove_target(name)
-        self.plane.withdraw(ports)
-        _LOG.info("iscsi: target %s was removed, with %d sessions", name, len(sessions))
+    def give_up(self, change: Change) -> None:
+        """Takes back what `prepare` did."""
+        self.server.listeners.give_up(change.plan)
+
+    async def carry_out(self, change: Change) -> None:
+        """From now on logins find the new definitions. Returns when the sessions of removed targets have ended: they
+        are asked to log out first, and what they are waiting for is answered meanwhile."""
+        made, node = change.made, self.node
+        _warn(made)
+        before, self._ports = self._ports, _ports(made)
+        self.plane.declare(self._ports)
+        node.limits, node.discovery = made.limits, made.discovery
+        gone = [name for name in node.targets if name not in made.targets]
+        for name in gone:
+            node.remove_target(name)
+        for name, target in made.targets.items():
+            if name not in node.targets:
+                node.add_target(target)
+                _LOG.info("iscsi: target %s was added", name)
+            elif node.targets[name] != target:
+                node.replace_target(target)
+                _LOG.info("iscsi: target %s was changed, for logins from now on", name)
+        await self.server.use_portals(change.plan)
+        await self._keepalive.change(made.ping)
+        for name, ended in zip(gone, await asyncio.gather(*map(self._part_with, gone)), strict=True):
+            _LOG.info("iscsi: target %s was removed, with %d sessions", name, ended)
+        self.plane.withdraw(name for name in before if name not in self._ports)
+
+    async def _part_with(self, target: str) -> int:
+        """Ends the sessions of a target that was removed; how many there were."""
+        sessions = self.node.sessions.of_target(target)
+        await self._ask_to_leave(sessions)
+        # Also those whose login was half way when the target went.
+        await self._end(self.node.sessions.of_target(target))
         return len(sessions)
+
+    async def let_go(self, unit: Unit) -> None:
+        """Ends the sessions that still see a unit which is to be taken away; no login finds it any more."""
+        while any(session for session in self.plane.sessions if session.sees(unit)):
+            seen = [each for each in self.node.sessions if _core_session(each).sees(unit)]
+            await self._end(seen)
+            await asyncio.sleep(0 if seen else POLL)  # one that is just being made comes into the list soon
 
     # ---- who is here -----------------------------------------------------------------------------------------------
 
@@ -145,6 +158,7 @@ class IscsiNode:
     async def _ask_to_leave(self, sessions: Sequence[Session]) -> bool:
         for session in sessions:
             self.server.rare.notify(session, logout_requested(LOGOUT_TIME))
+        # Drained, or their target removed: the commands that they have sent are answered meanwhile.
         deadline = time.monotonic() + LOGOUT_TIME
         while any(self._is_here(session) for session in sessions):
             if time.monotonic() > deadline:
@@ -175,3 +189,21 @@ def heard(connection: Connection) -> float | None:
     assert isinstance(connection.handle, CoreConnection)
     info = connection.handle.info()
     return None if info is None or not info.last_heard_ns else info.last_heard_ns / 1e9
+
+
+def _core_session(session: Session) -> CoreSession:
+    assert isinstance(session.handle, CoreSession)
+    return session.handle
+
+
+def _ports(made: Made) -> list[str]:
+    """The names of all target ports: of each target, one for each portal group that leads to it."""
+    tags = {portal.tag for portal in made.portals}
+    return [
+        port_name(target.name, tag) for target in made.targets.values() for tag in sorted(target.portal_groups & tags)
+    ]
+
+
+def _warn(made: Made) -> None:
+    for line in made.warnings:
+        _LOG.warning("iscsi: %s", line)

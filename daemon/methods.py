@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import iscsi_methods, logs
+from vhost_scsi.daemon import config_save, iscsi_methods, logs
 from vhost_scsi.daemon.config import nearest
+from vhost_scsi.daemon.drift import differences
 from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_row
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
 
@@ -46,6 +47,10 @@ def table(service: Service) -> Mapping[str, Method]:
         *iscsi_methods.rows(service),
         Method("log.level", "the log level; sets it where one is given", calls.log_level, (
             Param("level", "string", ", ".join(logs.LEVELS)),
+        )),
+        Method("config.show", "what runs, as TOML, and how it differs from what was configured", calls.config_show),
+        Method("config.save", "keeps what was changed at run time", calls.config_save, (
+            Param("path", "string", "absolute; the file the daemon was started with, if it is left out"),
         )),
         Method("reload", "reads the configuration file anew, as SIGHUP does", calls.reload),
         Method("shutdown", "drains and ends the daemon, as SIGTERM does", calls.shutdown),
@@ -80,6 +85,8 @@ class _Calls:
                 for index in range(service.config.workers)
             ],
             "logical_units": len(service.target.units),
+            "config_file": service.config_path,
+            "drift": differences(service.config, service.loaded),
             "iscsi": iscsi_methods.summary(service.iscsi) if service.iscsi is not None else None,
         }
 
@@ -169,11 +176,23 @@ class _Calls:
             if level not in logs.LEVELS:
                 raise RpcError(INVALID_PARAMS, f"log.level: {level[:64]!r} is none of {', '.join(logs.LEVELS)}")
             logs.set_level(level)
+            self._service.config = self._service.config.model_copy(update={"log_level": level})
         return {"level": logs.get_level()}
 
-    def reload(self) -> dict[str, Any]:
-        self._service.reload()
-        return {"log_level": logs.get_level()}
+    def config_show(self) -> dict[str, Any]:
+        return {"toml": config_save.whole_text(self._service.config), **self._drift()}
+
+    async def config_save(self, path: str | None = None) -> dict[str, Any]:
+        if path is not None and not os.path.isabs(path):
+            raise RpcError(INVALID_PARAMS, "config.save: path must be absolute")
+        return {"saved": await self._service.save(path), **self._drift()}
+
+    def _drift(self) -> dict[str, Any]:
+        service = self._service
+        return {"file": service.config_path, "drift": differences(service.config, service.loaded)}
+
+    async def reload(self) -> dict[str, Any]:
+        return {"needs_restart": list(await self._service.reload()), "log_level": logs.get_level()}
 
     def shutdown(self) -> dict[str, Any]:
         # Later, so that the answer is on its way before the socket is closed.

@@ -16,22 +16,24 @@ import resource
 import signal
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import control, logs, methods, state, systemd, units
+from vhost_scsi.daemon import config_save, control, methods, state, systemd, units
 from vhost_scsi.daemon.client import socket_path
-from vhost_scsi.daemon.config import DaemonConfig, store_spec
+from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build, store_spec
 from vhost_scsi.daemon.errors import DrainTimeout
-from vhost_scsi.daemon.iscsi_config import IscsiConfig
+from vhost_scsi.daemon.iscsi_config import Made, make_all
 from vhost_scsi.daemon.iscsi_node import IscsiNode
 from vhost_scsi.daemon.loop import StallWatch
-from vhost_scsi.daemon.state_dir import StateDirectory
+from vhost_scsi.daemon.state_dir import StateDirectory, UnitState
+from vhost_scsi.daemon.takeover import take_over
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.errors import ConfigError, VhostScsiError
-from vhost_scsi.target import LuSpec, Port, Target
+from vhost_scsi.target import LuSpec, Port, Target, Unit
 from vhost_scsi.vhost_user.device import VirtioScsiDevice
 from vhost_scsi.vhost_user.server import Server
 
@@ -39,8 +41,6 @@ DRAIN_TIMEOUT: Final = 10.0  # seconds
 FINISH_POLL: Final = 0.005  # seconds between looks at what is still in flight; only while draining
 NO_REQUEST_QUEUES: Final = 2  # the control and the event queue, which a device counts too
 _LOG: Final = logging.getLogger("vhost_scsi.control")
-# What a reload can change; everything else is named when it differs.
-RELOADABLE: Final = ("log_level", "log_format")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -56,28 +56,43 @@ class Serving:
 
 
 class Service:
-    """One daemon. `run` does everything; `start` and `close` are its halves for a process that does more."""
+    """One daemon. `run` does everything; `start` and `close` are its halves for a process that does more. `reload`
+    reads the configuration anew, with the text it is given instead of the file's."""
 
     def __init__(
         self,
         config: DaemonConfig,
         *,
         listen_fds: Sequence[tuple[str, int]] = (),
-        reload: Callable[[], DaemonConfig] | None = None,
+        reload: Callable[[str | None], DaemonConfig] | None = None,
+        config_path: str | None = None,
         watch: StallWatch | None = None,
         manage: bool = True,
     ) -> None:
-        self.config = config
+        self.config = config.spelled_out()
+        """what runs"""
+        self.loaded = self.config
+        """what was asked for, by file and command line, when they were read last"""
+        self.changing: Final = asyncio.Lock()
+        """held while the configuration is changed"""
         self.watch = watch
         self.started_at = time.time()
         self.ports: dict[str, Serving] = {}
+        self.came_with: Final[dict[str, str]] = {}
+        """units that were made for a target at run time, and which"""
         self.iscsi: IscsiNode | None = None
         self._listen_fds = list(listen_fds)
         self._reload = reload
+        self.config_path: Final = config_path
         self._manage = manage
         self._stop = asyncio.Event()
+        self._closing = False
+        self._reloading: set[asyncio.Task[None]] = set()
         self._exits = contextlib.AsyncExitStack()
         self._watchers: list[asyncio.Task[None]] = []
+        self._kept: state.State
+        self._blobs: StateDirectory
+        self._saved: dict[str, UnitState] = {}
         self.core: Core
         self.target: Target
         self.control_path: Path | None = None
@@ -110,18 +125,18 @@ class Service:
         self.core = Core(options)
         await self.core.start()
         self._exits.push_async_callback(self.core.close)
-        kept = state.State(self._state_directory())
-        blobs = StateDirectory(kept.directory)
-        self._exits.push_async_callback(blobs.close)
-        self.target = Target(self.core, kept)
+        self._kept = state.State(self._state_directory())
+        self._blobs = StateDirectory(self._kept.directory)
+        self._exits.push_async_callback(self._blobs.close)
+        self.target = Target(self.core, self._kept)
         self._exits.push_async_callback(self.target.close)
-        await self._add_units(kept, blobs)
+        await self._add_units()
         await self._add_ports()
         for serving in self.ports.values():
             await serving.server.start()
             self._watchers.append(asyncio.create_task(self._watch_port(serving)))
         if config.iscsi is not None:
-            await self._start_iscsi(config.iscsi)
+            await self.start_iscsi(make_all(config.iscsi, config.iscsi_luns()))
         if self._control is not None:
             await self._control.serve()
         if self.watch is not None:
@@ -133,10 +148,10 @@ class Service:
             f" ({self.core.engine_why_not})" if config.engine == "auto" and self.core.engine_why_not else "",
         )
 
-    async def _start_iscsi(self, config: IscsiConfig) -> None:
-        node = IscsiNode(self.core, self.target, self.config, config)
-        self._exits.push_async_callback(node.close)
+    async def start_iscsi(self, made: Made) -> None:
+        node = IscsiNode(self.core, self.target, self.config.workers, made)
         await node.start()
+        self._exits.push_async_callback(node.close)
         self.iscsi = node
 
     def _claim_control(self) -> None:
@@ -151,24 +166,35 @@ class Service:
             return Path(self.config.state_dir)
         return state.default_directory(self.config.name)
 
-    async def _add_units(self, kept: state.State, blobs: StateDirectory) -> None:
+    async def _add_units(self) -> None:
         units.check_shared(self.config.lu)
         for name, lu in self.config.lu.items():
-            store = await units.open_unit_store(self.core, name, lu)
-            try:
-                spec = LuSpec(
-                    name=name,
-                    uuid=lu.uuid or kept.uuid_of(name, units.identity(store_spec(lu))),
-                    block_size=lu.block_size,
-                    write_cache=lu.wce,
-                    read_only=lu.readonly,
-                    rotational=lu.rotational,
-                    physical_block_size=lu.physical_block_size,
-                )
-                await self.target.add_lu(spec, store, await blobs.unit(spec.uuid))
-            except BaseException:
-                store.close()
-                raise
+            await self.add_unit(name, lu)
+
+    async def add_unit(self, name: str, lu: LuConfig) -> None:
+        """Opens the unit's store; ConfigError where that cannot be done."""
+        store = await units.open_unit_store(self.core, name, lu)
+        try:
+            spec = LuSpec(
+                name=name,
+                uuid=lu.uuid or self._kept.uuid_of(name, units.identity(store_spec(lu))),
+                block_size=lu.block_size,
+                write_cache=lu.wce,
+                read_only=lu.readonly,
+                rotational=lu.rotational,
+                physical_block_size=lu.physical_block_size,
+            )
+            saved = await self._blobs.unit(spec.uuid)
+            await self.target.add_lu(spec, store, saved)
+        except BaseException:
+            store.close()
+            raise
+        self._saved[name] = saved
+
+    async def close_unit(self, name: str, unit: Unit) -> None:
+        """Of one that was hidden, and is mapped nowhere: its state may be somebody else's then."""
+        await unit.close()
+        await self._blobs.run(self._saved.pop(name).close)
 
     async def _add_ports(self) -> None:
         places = self.config.places()
@@ -211,6 +237,8 @@ class Service:
 
     async def close(self) -> None:
         """Stops rings, ends requests, flushes and closes stores, removes the sockets."""
+        async with self.changing:
+            self._closing = True
         if self._control is not None:
             # Nobody may ask about what is being taken down.
             await self._control.hang_up()
@@ -273,38 +301,81 @@ class Service:
 
         for each in ends:
             loop.add_signal_handler(each, end, each)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             yield
         finally:
             for each in (*ends, signal.SIGHUP):
                 loop.remove_signal_handler(each)
 
-    def reload(self) -> None:
-        """Reads the configuration anew, takes over what can be changed at run time, and names what cannot."""
-        if self._reload is None:
-            _LOG.info("reload: there is no configuration file")
-            return
+    def _hang_up(self) -> None:
+        async def reload() -> None:
+            with contextlib.suppress(VhostScsiError):  # it was logged
+                await self.reload()
+
+        task = asyncio.get_running_loop().create_task(reload())
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def reload(self) -> tuple[str, ...]:
+        """Reads the configuration anew and takes over what can be changed at run time. Returns what needs a restart;
+        raises ConfigError, and nothing has changed then."""
         systemd.notify_reloading()
         try:
-            fresh = self._reload()
+            fixed = await self._read_anew()
         except VhostScsiError as error:
             _LOG.error("reload: nothing changed: %s", error)
-        else:
-            self._take_over(fresh)
-        systemd.notify("READY=1")
-
-    def _take_over(self, fresh: DaemonConfig) -> None:
-        changed = [name for name in DaemonConfig.model_fields if getattr(fresh, name) != getattr(self.config, name)]
-        logs.configure(fresh.log_level, fresh.log_format)
-        self.config = self.config.model_copy(update={name: getattr(fresh, name) for name in RELOADABLE})
-        fixed = [name for name in changed if name not in RELOADABLE]
+            raise
+        finally:
+            systemd.notify("READY=1")
         if fixed:
             _LOG.warning("reload: needs a restart, so not changed: %s", ", ".join(fixed))
-        _LOG.info("reload: log level %s, log format %s", fresh.log_level, fresh.log_format)
+        _LOG.info("reload: log level %s, log format %s", self.config.log_level, self.config.log_format)
+        return fixed
+
+    async def _read_anew(self) -> tuple[str, ...]:
+        if self._reload is None:
+            raise ConfigError("there is no configuration file")
+        fresh = self._reload(None).spelled_out()
+        async with self.changing:
+            fixed = await self._change(fresh, reread=True)
+            self.loaded = fresh
+        return fixed
+
+    async def change(self, make: Callable[[DaemonConfig], DaemonConfig]) -> tuple[str, ...]:
+        """Runs what `make` makes of the configuration that runs; as `reload`, but not kept."""
+        async with self.changing:
+            return await self._change(make(self.config), reread=False)
+
+    async def save(self, path: str | None) -> str:
+        """Writes what runs to a file, or what was changed into the file that was read. Returns where it is; raises
+        ConfigError, and nothing is written then."""
+        async with self.changing:
+            if path is not None and (self.config_path is None or not same_file(path, self.config_path)):
+                text = config_save.whole_text(self.config)
+                build(tomllib.loads(text))
+                await asyncio.to_thread(config_save.write, path, text)
+                return path
+            if self.config_path is None or self._reload is None:
+                raise ConfigError("this daemon was started without a configuration file: name the one to write")
+            old = await asyncio.to_thread(config_save.read, self.config_path)
+            text = config_save.changed_text(old, self.loaded, self.config)
+            fresh = self._reload(text).spelled_out()
+            await asyncio.to_thread(config_save.write, self.config_path, text)
+            self.loaded = fresh
+            return self.config_path
+
+    async def _change(self, fresh: DaemonConfig, *, reread: bool) -> tuple[str, ...]:
+        if self._closing:
+            raise ConfigError("the daemon is shutting down")
+        return await take_over(self, fresh, reread=reread)
 
     def hello(self) -> dict[str, object]:
         return {"name": self.config.name, "pid": os.getpid(), "version": __version__}
+
+
+def same_file(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextlib.contextmanager

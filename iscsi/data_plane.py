@@ -34,7 +34,7 @@ from vhost_scsi.iscsi.sessions import Connection
 from vhost_scsi.iscsi.task_management import TaskManagement, is_lower
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
-from vhost_scsi.target import Port, Target, port_ids
+from vhost_scsi.target import Port, Target, Unit, port_ids
 
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
@@ -106,6 +106,9 @@ class CoreSession:
         self.handle = handle
         self.connections: list[CoreConnection] = []
 
+    def sees(self, unit: Unit) -> bool:
+        return any(mapped.unit is unit for mapped in self.port.luns)
+
     @property
     def window(self) -> tuple[int, int]:
         found: tuple[int, int] | None = None
@@ -136,18 +139,17 @@ class DataPlane:
         self.on_cold_reset: Callable[[str], None] = lambda target: None
         """told of a cold reset of that iSCSI target, when it has been carried out: its sessions are to end"""
 
+    @property
+    def sessions(self) -> list[CoreSession]:
+        """Those that are being made or ended as well."""
+        return list(self._sessions)
+
     def attach(self, upcalls: Upcalls) -> None:
         self._upcalls = upcalls
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
     async def open_session(self, params: SessionParams) -> SessionHandle:
-        units = {}
-        for lun, name in params.luns.items():
-            unit = self._target.units.get(name)
-            if unit is None:
-                raise ConfigError(f"target {params.target}: LUN {lun}: there is no logical unit {name}")
-            units[lun] = unit
         name = f"iscsi:{params.initiator_name},i,0x{params.isid:012x},{params.target or 'discovery'},{params.tsih}"
         port = self._target.add_port(name, nexus=self._nexus(params))
         out = ffi.new("vs_isession **")
@@ -158,8 +160,16 @@ class DataPlane:
         session = CoreSession(params, port, out[0])
         self._sessions.add(session)
         port.on_luns = lambda: self._publish(session)
-        for lun, unit in sorted(units.items()):
-            await port.map(0, lun, unit)
+        try:
+            for lun, unit_name in sorted(params.luns.items()):
+                # Looked up here: a unit may be taken away while the session is being made.
+                unit = self._target.units.get(unit_name)
+                if unit is None:
+                    raise ConfigError(f"target {params.target}: LUN {lun}: there is no logical unit {unit_name}")
+                await port.map(0, lun, unit)
+        except BaseException:
+            await self.close_session(session)
+            raise
         return session
 
     def declare(self, ports: Iterable[str]) -> list[int]:

@@ -47,12 +47,23 @@ class KeepAlive:
         if self._policy.idle:
             self._task = asyncio.create_task(self._run())
 
+    async def change(self, policy: PingPolicy) -> None:
+        """Another policy from now on; for connections that are there already, too."""
+        await self._stop()
+        self._policy = policy
+        self._pingers.clear()
+        self.start()
+
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        await self._stop()
         while self._ending:
             await asyncio.wait(self._ending)
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
 
     async def _run(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from typing import Final
 
 MAX_NAME: Final = 223  # bytes, 4.2.7.1
 
+_KINDS: Final = ("iqn.", "eui.", "naa.")
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _TARGET: Final = re.compile(
     rf"iqn\.[0-9]{{4}}-(?:0[1-9]|1[0-2])\.{_LABEL}(?:\.{_LABEL})*(?::[^\s]+)?"
@@ -52,3 +53,16 @@ def target_name(name: str) -> str:
 def initiator_name(name: str) -> str:
     """The normalised name. Raises ValueError, with a line for a person."""
     return _checked(name, _INITIATOR, "initiator")
+
+
+def initiator_pattern(pattern: str) -> str:
+    """What an access list may have for a name: one, or one with `*` and `?`. Normalised; raises ValueError."""
+    if not any(wildcard in pattern for wildcard in "*?"):
+        return initiator_name(pattern)
+    prepared = normalised(pattern)
+    begins = re.split(r"[*?]", prepared, maxsplit=1)[0][:4]
+    if not all(_may_stand(character) or character in "*?" for character in prepared):
+        raise ValueError(f"{pattern!r} has characters that no initiator name has")
+    if not any(kind.startswith(begins) for kind in _KINDS) or len(prepared.encode()) > MAX_NAME:
+        raise ValueError(f"{pattern!r} is no pattern of initiator names: those begin with iqn., eui. or naa.")
+    return prepared

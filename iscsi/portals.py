@@ -112,7 +112,10 @@ class AddressBook:
             self._on_change()
 
     async def start(self) -> None:
-        """Reads the addresses once, then follows changes in the background. Never raises: see `why_not`."""
+        """Reads the addresses once, then follows changes in the background; nothing if it does already. Never raises:
+        see `why_not`."""
+        if self._task is not None:
+            return
         try:
             self.set(await read_addresses())
         except Exception as error:

@@ -12,18 +12,18 @@ import asyncio
 import contextlib
 import errno
 import functools
-import ipaddress
 import logging
 import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi.async_messages import session_drop
 from vhost_scsi.iscsi.full_feature import FullFeature
+from vhost_scsi.iscsi.listeners import Listener, Listeners, Plan
 from vhost_scsi.iscsi.login import Login, LoginRefused, Reply, State
 from vhost_scsi.iscsi.node import Door, Node
 from vhost_scsi.iscsi.pdu import BHS_SIZE
@@ -32,7 +32,6 @@ from vhost_scsi.iscsi.rare import RareHandler, ScsiSide
 from vhost_scsi.iscsi.session_keeper import FINAL_RESPONSE_TIMEOUT, SessionKeeper
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
-BACKLOG: Final = 512
 GRACE: Final = 2.0  # seconds; a login that is younger keeps its place
 _ACCEPT_PAUSE: Final = 0.5  # seconds to wait when there is no descriptor left for a new connection
 _PART_TIME: Final = 1.0  # seconds in which a refused initiator may read why
@@ -58,9 +57,9 @@ class IscsiServer:
             raise ConfigError("iscsi: no portal to listen on")
         self._node = node
         self._wanted = tuple(portals)
+        self.listeners: Final = Listeners(self._accept_all)
         self.keeper: Final = SessionKeeper(node, full_feature)
         self.rare: Final = RareHandler(node, self.keeper, full_feature, scsi)
-        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
         self._attempts: set[_Attempt] = set()
         self._ended = asyncio.Event()
 
@@ -68,30 +67,19 @@ class IscsiServer:
 
     async def start(self) -> None:
         """Listens on every portal or on none; raises ConfigError with one line that says why not."""
-        sockets: list[tuple[socket.socket, Portal]] = []
-        try:
-            for wanted in self._wanted:
-                sock = _listen(wanted)
-                sockets.append((sock, replace(wanted, port=sock.getsockname()[1])))
-        except ConfigError:
-            for sock, _ in sockets:
-                sock.close()
-            raise
-        self._node.portals = [portal for _, portal in sockets]
-        for sock, portal in sockets:
-            self._listeners.append((sock, asyncio.create_task(self._accept_all(sock, portal))))
+        await self.use_portals(self.listeners.open(self._wanted))
+
+    async def use_portals(self, plan: Plan) -> None:
+        """What `listeners.open` made takes the place of the portals that there were."""
+        await self.listeners.use(plan)
+        self._node.portals = self.listeners.portals
         if any(portal.is_wildcard and not portal.announced for portal in self._node.portals):
             await self._node.book.start()
 
     async def close(self) -> None:
         """Stops listening, ends logins and sessions; returns when the data plane has nothing of ours any more."""
         self._node.closing = True
-        for _, task in self._listeners:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in self._listeners), return_exceptions=True)
-        for sock, _ in self._listeners:
-            sock.close()
-        self._listeners.clear()
+        await self.listeners.close()
         for attempt in self._attempts:
             self._cancel(attempt)
         while self._attempts:
@@ -115,11 +103,11 @@ class IscsiServer:
 
     # ---- accepting -------------------------------------------------------------------------------------------------
 
-    async def _accept_all(self, listener: socket.socket, portal: Portal) -> None:
+    async def _accept_all(self, listener: Listener) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, address = await loop.sock_accept(listener)
+                sock, address = await loop.sock_accept(listener.sock)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
                     raise
@@ -133,7 +121,7 @@ class IscsiServer:
                 raise
             attempt = _Attempt(address[0])
             self._attempts.add(attempt)
-            attempt.task = asyncio.create_task(self._serve(attempt, sock, address, portal))
+            attempt.task = asyncio.create_task(self._serve(attempt, sock, address, listener.portal))
             # Not in the task itself: one that is cancelled before its first step never gets to its end.
             attempt.task.add_done_callback(functools.partial(self._done, attempt, sock))
 
@@ -251,29 +239,6 @@ class IscsiServer:
         initiator = "" if asks is None else asks.initiator
         target = "" if asks is None else asks.target or "discovery"
         self._node.refused.add(peer, initiator, target, f"login: {status}", "login", why)
-
-
-def _listen(portal: Portal) -> socket.socket:
-    try:
-        # A link-local address needs its zone as a number; nothing is asked of any name server.
-        flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            portal.host, portal.port, type=socket.SOCK_STREAM, flags=flags
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"portal {portal}: {error.strerror or error}") from error
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if isinstance(portal.address, ipaddress.IPv6Address):
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(where)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"portal {portal}: cannot listen: {error.strerror or error}") from error
-    return sock
 
 
 async def _read(sock: socket.socket, length: int) -> bytes:

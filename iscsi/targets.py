@@ -24,6 +24,9 @@ IpNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_LUN: Final = 16383  # SAM-5 4.7.7: what the flat addressing method reaches
 MAX_TAG: Final = 65535
+MAX_LOGIN_TIME: Final = 3600.0  # seconds
+MAX_WINDOW: Final = 4096
+"""commands of one session that the data plane keeps count of"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,13 @@ class Limits:
         for name in ("sessions", "connections_per_session", "connections", "targets", "logins_in_progress"):
             if not 1 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"limit {name}: {getattr(self, name)} is not from 1 to 65535")
-        if not 1 <= self.commands_per_session <= 1 << 20:
-            raise ConfigError(f"limit commands_per_session: {self.commands_per_session} is not from 1 to 1048576")
-        if not self.login_timeout > 0:
-            raise ConfigError("limit login_timeout: must be more than nothing")
+        if not 1 <= self.commands_per_session <= MAX_WINDOW:
+            raise ConfigError(f"limit commands_per_session: {self.commands_per_session} is not from 1 to {MAX_WINDOW}")
+        # Not the other way round: it must be false of what is no number.
+        if not 0 < self.login_timeout <= MAX_LOGIN_TIME:
+            raise ConfigError(
+                f"limit login_timeout: {self.login_timeout:g} is not more than 0 and at most 3600 seconds"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ class AclEntry:
     auth: AuthPolicy | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "initiators", tuple(names.normalised(each) for each in self.initiators))
+        try:
+            object.__setattr__(self, "initiators", tuple(names.initiator_pattern(each) for each in self.initiators))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if self.luns is not None:
             check_luns(self.luns)
 

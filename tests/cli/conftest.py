@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "vhost_scsi.cli")
@@ -55,6 +56,21 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
             text=True,
             timeout=TIMEOUT,
         )
+
+    return call
+
+
+@pytest.fixture
+def quick(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """As `run`, in this process: for many commands after one another, which need no interpreter of their own each."""
+    from vhost_scsi.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        texts = list(map(str, words))
+        result = CliRunner().invoke(main, texts, env={**environment, **(env or {})}, prog_name="vhost-scsi")
+        return subprocess.CompletedProcess(texts, result.exit_code, result.stdout, result.stderr)
 
     return call
 

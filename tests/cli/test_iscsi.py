@@ -47,11 +47,11 @@ Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def ask(run: Run) -> Ask:
+def ask(quick: Run) -> Ask:
     """A command with --json; what it says."""
 
     def call(*words: str) -> dict[str, Any]:
-        result = run(*words, "--json")
+        result = quick(*words, "--json")
         assert result.returncode == 0, result.stderr
         answer: dict[str, Any] = json.loads(result.stdout)
         assert answer["schema_version"] == 1
@@ -174,7 +174,7 @@ def test_targets_come_and_go(served: Served, run: Run, ask: Ask) -> None:
     host, port = address_of(served)
     assert "Total size:67108864" in tool("iscsi-readcapacity16", f"iscsi://{host}:{port}/{OTHER}/3").stdout
     with login(served, OTHER) as client:
-        one_line(run("target", "remove", OTHER), 7, "has 1 sessions; --force ends them")
+        one_line(run("target", "remove", OTHER), 7, "has 1 session; --force ends them")
         assert run("target", "remove", OTHER, "--force").returncode == 0
         assert client.receive().opcode == ASYNC_MESSAGE  # the target drops the session
         assert client.closed()
@@ -203,9 +203,9 @@ def test_refusals_are_told_in_plain_words(served: Served, run: Run, ask: Ask) ->
         (["connection", "show", "1"], 3, "'1' is not SESSION:CONNECTION"),
         (["connection", "remove", "9:9"], 7, "there is no session 9"),
         (["target", "show", OTHER], 7, f"there is no target '{OTHER}'"),
-        (["target", "remove", OTHER], 7, f"there is no target {OTHER}"),
+        (["target", "remove", OTHER], 7, f"there is no target '{OTHER}'"),
         (["target", "add", "disk", "--lun", "0=lun-0"], 7, "is no target name"),
-        (["target", "add", OTHER, "--lun", "0=nothing"], 7, "there is no logical unit 'nothing'"),
+        (["target", "add", OTHER, "--lun", "0=nothing"], 3, "no logical unit of that name, and there is no such file"),
         (["target", "add", OTHER, "--lun", "lun-0"], 3, "not LUN=NAME"),
         (["target", "add", IQN, "--lun", "0=lun-0"], 7, "is there already"),
     ],
@@ -268,7 +268,9 @@ def test_a_cold_reset_ends_the_sessions_of_the_target(served: Served, ask: Ask) 
         assert first.receive().opcode == 0x22
         assert first.closed()
         assert second.closed()
-        assert [session["session"] for session in ask("session", "list")["sessions"]] == [other.tsih]
+        # A connection is closed a moment before its session is forgotten.
+        while (left := [session["session"] for session in ask("session", "list")["sessions"]]) != [other.tsih]:
+            assert set(left) <= {first.tsih, second.tsih, other.tsih}
     assert "cold reset" in served.log()
 
 

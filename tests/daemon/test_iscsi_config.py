@@ -102,14 +102,20 @@ def test_what_makes_no_sense(iscsi: dict[str, Any], more: dict[str, Any], words:
 
 
 def test_a_short_secret_and_an_entry_without_authentication(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET", "short")
-    made = config(target(chap=[{"name": "a", "secret_env": "SECRET"}], acl=[{"chap": []}, {"initiators": ["iqn.x"]}]))
+    monkeypatch.setenv("SECRET", "tiny!7")
+    wanted = target(chap=[{"name": "a", "secret_env": "SECRET"}], acl=[{"chap": []}, {"initiators": ["iqn.x"]}])
+    with pytest.raises(
+        ConfigError, match="SECRET: the secret has fewer than 96 bits: 12 characters at least"
+    ) as caught:
+        config(wanted)
+    assert "tiny!7" not in str(caught.value)
+    made = config({**wanted, "allow_short_secrets": True})
     assert made.iscsi is not None
     (policy,) = (make_target(each, {}, made.iscsi) for each in made.iscsi.target)
     assert policy.auth.required
     assert len(policy.auth.warnings) == 1
     assert [entry.auth and entry.auth.required for entry in policy.acl] == [False, None]
-    assert "short" not in repr(made) + repr(policy)
+    assert "tiny!7" not in repr(made) + repr(policy)
 
 
 def test_known_keys_of_tables_in_tables() -> None:

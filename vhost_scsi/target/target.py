@@ -50,6 +50,11 @@ class Target:
         self.units[spec.name] = unit
         return unit
 
+    def hide_lu(self, name: str) -> Unit:
+        """Nobody finds the unit any more, to map it; where it is mapped it stays. The caller closes it when
+        `nexuses_of` has nothing more."""
+        return self.units.pop(name)
+
     def add_port(self, name: str, nexus: Nexus | None = None) -> Port:
         """`nexus`: the I_T nexus of the port's target 0, where the transport knows more of it than a name."""
         if name in self.ports:
