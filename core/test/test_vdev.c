@@ -1096,7 +1096,9 @@ static void memory_is_truncated_under_load(uint32_t engine)
 		works(&beside, Q);
 		works(&beside, OTHER);
 	}
-	unit_wait(m.unit, VS_UP_QUEUE_ERROR, m.cookie, NULL);
+	/* The rule names who is to blame, not the zeroes that were read. */
+	CHECK_EQ(unit_wait(m.unit, VS_UP_QUEUE_ERROR, m.cookie, NULL).err, -VS_RULE_MEMORY_GONE);
+	CHECK_EQ(machine_info(&m, MACHINE_QUEUES - 1).error, -VS_RULE_MEMORY_GONE);
 	CHECK(vs_memmap_broken(m.map) && !vs_memmap_broken(beside.map));
 	CHECK(!machine_info(&beside, Q).broken);
 	/* Its stop ends like any other. */
