@@ -205,9 +205,8 @@ class Service:
             workers = tuple(wanted.workers) if wanted.workers else tuple(range(self.config.workers))
             queues = NO_REQUEST_QUEUES + wanted.num_queues
             device = VirtioScsiDevice(self.core, port, num_queues=queues, workers=workers)
-            for place in places:
-                if place.port == name:
-                    await port.map(place.target, place.lun, self.target.units[place.lu])
+            here = [place for place in places if place.port == name]
+            await port.map_all((place.target, place.lun, self.target.units[place.lu]) for place in here)
             server, where = self._server(name, device)
             self._exits.push_async_callback(device.close)
             self._exits.push_async_callback(server.close)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -127,6 +127,10 @@ class LogicalUnit:
             return False
         return DeviceType.DISK in row.device_types
 
+    def _only_protected(self, row: Command) -> bool:
+        """A store that is opened read-only has no unmap; what refuses the command is the protection."""
+        return self.medium.read_only and bool(row.gate_mask & GateBit.WRITE_PROTECTED)
+
     def commands(self) -> Iterator[Command]:
         return (row for row in COMMANDS if self.offers(row))
 
@@ -178,8 +182,12 @@ class LogicalUnit:
     async def detach(self, itl: ITL, cancel: Cancel | None = None) -> None:
         """Ends the I_T_L nexus for good, its tasks first."""
         async with self._ended(itl, lambda task: task.itl is itl, cancel):
-            self.itls.remove(itl)
-            itl.nexus.itls.remove(itl)
+            self.detach_quiet(itl)
+
+    def detach_quiet(self, itl: ITL) -> None:
+        """As `detach`, for a nexus that has no tasks and cannot get any."""
+        self.itls.remove(itl)
+        itl.nexus.itls.remove(itl)
 
     def _ports_in_use(self) -> list[TargetPort]:
         return list({itl.nexus.target_port.relative_id: itl.nexus.target_port for itl in self.itls}.values())
@@ -196,10 +204,6 @@ class LogicalUnit:
 
     def capacity_changed(self) -> None:
         self.establish(sense.CAPACITY_DATA_HAS_CHANGED)
-
-    def luns_changed(self) -> None:
-        """The target's LUN inventory changed."""
-        self.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
 
     def read_only_changed(self) -> None:
         """The medium's read_only has changed, under a hold of the caller's."""
@@ -254,7 +258,7 @@ class LogicalUnit:
             # SAM-5 8.6.5: no ACA condition is ever in effect here (NORMACA=0).
             raise CheckCondition(sense.INVALID_MESSAGE_ERROR)
         row = parse(task.cdb)
-        if row is not None and not self.offers(row):
+        if row is not None and not self.offers(row) and not self._only_protected(row):
             row = None
         if row is None or row.gate_mask & GateBit.UNIT_ATTENTION:
             code = task.itl.take()
@@ -434,8 +438,27 @@ class LogicalUnit:
     async def nexus_lost(self, itl: ITL, cancel: Cancel | None = None) -> list[Task]:
         """SAM-5 6.3.4: the nexus's tasks end; should it come back it learns of it. Other nexuses notice nothing."""
         async with self._ended(itl, lambda task: task.itl is itl, cancel) as (tasks, _):
-            itl.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
+            itl.lost()
             return tasks
+
+    @contextmanager
+    def nexuses_held(self, itls: Sequence[ITL]) -> Iterator[None]:
+        """No task of these nexuses starts until the block is left; what runs goes on."""
+        for itl in itls:
+            self._tasks.hold(GateBit.TMF, itl)
+            itl.gate.close(GateBit.TMF)
+        try:
+            yield
+        finally:
+            for itl in itls:
+                self._tasks.release(GateBit.TMF, itl)
+            self._tasks.pump()
+            for itl in itls:
+                self._open_if_free(GateBit.TMF, itl)
+
+    def nexuses_with_tasks(self) -> set[ITL]:
+        """Those of which tasks wait or run under Python's eyes."""
+        return {task.itl for task in self._tasks.tasks()}
 
     async def initiators_gone(self, itls: Iterable[ITL]) -> None:
         """Nobody is behind these nexuses any more; `nexus_lost` has ended their tasks. When no other nexus is in use

@@ -6,7 +6,7 @@ Identity only. How a transport makes a nexus, and how it loses one, is the trans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -50,6 +50,14 @@ class Nexus:
     greeting: SenseCode = sense.POWER_ON_OCCURRED
     itls: list[ITL] = field(default_factory=list)
 
+    def luns_changed(self, besides: Collection[ITL] = ()) -> None:
+        """SPC-5 6.33: the inventory of the target port's LUNs has changed. Who has never sent a command has no old one.
+        `besides`: the LUNs that are new, and say so themselves, or gone."""
+        if any(itl.in_use for itl in self.itls):
+            for itl in self.itls:
+                if itl not in besides:
+                    itl.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
+
     def clear(self, code: SenseCode) -> None:
         """Ends a unit attention condition on every logical unit of this nexus."""
         for itl in self.itls:
@@ -80,7 +88,14 @@ class ITL:
         code = self.attentions.take()
         if code is not None:
             self._settle()
+        if code == sense.REPORTED_LUNS_DATA_HAS_CHANGED:
+            # It is about the target port, not about one unit: once for the nexus, however many LUNs there are.
+            self.nexus.clear(code)
         return code
+
+    def lost(self) -> None:
+        """SAM-5 6.3.4, for a nexus whose tasks have ended: should it come back it learns of it."""
+        self.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
 
     def clear(self, code: SenseCode) -> None:
         if code in self.attentions.pending():

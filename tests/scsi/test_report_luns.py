@@ -90,7 +90,7 @@ def test_report_luns_ends_the_unit_attention_on_every_unit_of_the_nexus(lu, make
     itl = second.attach(lu.itl.nexus)
     itl.take()
     for unit in (lu.unit, second.unit):
-        unit.luns_changed()
+        unit.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
     ok(lu, "REPORT LUNS")
     assert not lu.itl.attentions
     assert not itl.attentions
@@ -100,7 +100,7 @@ def test_report_luns_leaves_other_nexuses_and_other_conditions_alone(lu, ok, fai
     other = lu.attach()
     other.take()
     lu.unit.capacity_changed()
-    lu.unit.luns_changed()
+    lu.unit.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
     ok(lu, "REPORT LUNS")
     fails(lu, "TEST UNIT READY", sense.CAPACITY_DATA_HAS_CHANGED)
     assert not lu.itl.attentions
@@ -131,7 +131,7 @@ def test_vpd_of_an_absent_unit_is_refused(lu, cdb):
 
 
 def test_report_luns_of_an_absent_unit(lu, cdb):
-    lu.unit.luns_changed()
+    lu.unit.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
     assert luns(good(absent_unit(cdb("REPORT LUNS"), lu.itl.nexus))) == [number("0000"), number("0001")]
     assert not lu.itl.attentions
 

@@ -83,7 +83,7 @@ def test_a_new_nexus_is_told_of_power_on_once(lu, fails, executes):
 
 def test_the_gate_stays_closed_until_the_last_condition_is_told(lu, fails):
     lu.unit.capacity_changed()
-    lu.unit.luns_changed()
+    lu.unit.establish(sense.REPORTED_LUNS_DATA_HAS_CHANGED)
     fails(lu, "READ(10)", sense.CAPACITY_DATA_HAS_CHANGED)
     assert lu.itl.gate.bits & GateBit.UNIT_ATTENTION
     fails(lu, "READ(10)", sense.REPORTED_LUNS_DATA_HAS_CHANGED)

@@ -212,6 +212,19 @@ def test_a_read_only_unit_refuses_writes(live: Live) -> None:
         assert host.ok(read10(0, 1), in_len=512) == bytes(512)
 
 
+def test_a_file_opened_read_only_refuses_to_unmap_as_it_refuses_writes(live: Live) -> None:
+    """Such a store offers no unmapping; the reason why nothing is unmapped is the protection all the same."""
+    image = live.directory / "image"
+    image.write_bytes(bytes(1 << 20))
+    with live.end((0, 0, live.unit(f"{image},readonly"))).connect() as host:
+        host.ready()
+        unmap = bytes([0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0])
+        descriptor = bytes([0, 22, 0, 16, 0, 0, 0, 0, *bytes(8), 0, 0, 0, 8, *bytes(4)])
+        write_same = bytes([0x93, 0x08, *bytes(8), 0, 0, 0, 8, 0, 0])
+        host.fails(sense.WRITE_PROTECTED, unmap, descriptor)
+        host.fails(sense.WRITE_PROTECTED, write_same, bytes(512))
+
+
 def test_the_next_initiator_finds_the_unit_as_new(live: Live) -> None:
     store = CountingStore()
     end = live.end((0, 0, live.unit(store)))
@@ -335,8 +348,7 @@ def test_a_target_with_every_lun_there_can_be(make_live: Callable[[str, int], Li
     unit = live.unit()
 
     async def build() -> None:
-        for lun in range(16384):
-            await live.target.ports["many"].map(0, lun, unit)
+        await live.target.ports["many"].map_all((0, lun, unit) for lun in range(16384))
 
     live.run(lambda: live.target.add_port("many"))
     live.call(build(), 120)
@@ -417,6 +429,7 @@ def test_a_unit_that_is_unmapped_under_load_ends_its_commands_first(live: Live) 
         # Whatever became of them, each was answered before unmap returned.
         assert {result.tag for result in host.driver.collect()} == set(tags)
         host.fails(sense.LOGICAL_UNIT_NOT_SUPPORTED, TEST_UNIT_READY)
+        host.fails(sense.REPORTED_LUNS_DATA_HAS_CHANGED, TEST_UNIT_READY, at=(0, 1))
         host.ok(TEST_UNIT_READY, at=(0, 1))
         assert unit.logical_unit.itls == []
 
@@ -475,3 +488,69 @@ def test_stats_count_what_was_done(live: Live) -> None:
 def test_the_fixture_really_runs_both_engines(live: Live) -> None:
     epoll = live.core.options.engine == "epoll" or live.core.engine_why_not is not None
     assert live.core.engine_name == ("epoll" if epoll else "io_uring")
+
+
+# ---- an inventory that changes (SPC-5 6.33) ------------------------------------------------------------------------
+
+
+def test_luns_that_come_and_go_are_told_once_to_each_nexus(live: Live) -> None:
+    first, new = live.unit(), live.unit(name="new")
+    end = live.end((0, 0, first), (0, 1, live.unit(name="second")), (1, 0, first))
+    changed = sense.REPORTED_LUNS_DATA_HAS_CHANGED
+    with end.connect() as host:
+        host.ready((0, 0), (0, 1), (1, 0))
+        live.call(end.port.map(0, 2, new))
+        host.fails(changed, TEST_UNIT_READY, at=(0, 1))
+        host.ok(TEST_UNIT_READY, at=(0, 0))  # it was told
+        host.ok(TEST_UNIT_READY, at=(1, 0))  # another target port, whose LUNs are the same as ever
+        host.fails(sense.POWER_ON_OCCURRED, TEST_UNIT_READY, at=(0, 2))
+        host.ok(TEST_UNIT_READY, at=(0, 2))
+        live.call(end.port.unmap(0, 2))
+        host.fails(changed, TEST_UNIT_READY, at=(0, 0))
+        host.ok(TEST_UNIT_READY, at=(0, 1))
+        live.call(end.port.unmap(0, 1))
+        assert luns_of(host.ok(REPORT_LUNS, in_len=4096)) == [0]  # the command itself is the answer
+        host.ok(TEST_UNIT_READY, at=(0, 0))
+
+
+def test_who_never_asked_hears_of_no_change(live: Live) -> None:
+    end = live.end((0, 0, live.unit()))
+    live.call(end.port.map(0, 1, live.unit(name="second")))
+    with end.connect() as host:
+        for lun in (0, 1):
+            host.fails(sense.POWER_ON_OCCURRED, TEST_UNIT_READY, at=(0, lun))
+            host.ok(TEST_UNIT_READY, at=(0, lun))
+
+
+def test_many_luns_are_published_at_once(live: Live) -> None:
+    unit = live.unit()
+    port = live.end(name="many").port
+    publish = port.on_luns
+    assert publish is not None
+    published: list[int] = []
+
+    async def count() -> None:
+        published.append(len(port.luns))
+        await publish()
+
+    port.on_luns = count
+    live.call(port.map_all((0, lun, unit) for lun in range(100)))
+    with pytest.raises(ConfigError, match="taken by disk"):
+        live.call(port.map_all([(1, 0, unit), (0, 99, unit), (1, 1, unit)]))
+    assert (published, len(port.luns)) == ([100, 101], 101)
+    live.call(port.unmap_all())
+    assert (published, unit.logical_unit.itls) == ([100, 101, 0], [])
+
+
+def test_a_loss_ends_tasks_of_busy_luns_and_is_told_on_all(live: Live) -> None:
+    busy = live.unit("delay(read=30s):memory:1M", "busy")
+    end = live.end(*((0, lun, busy) for lun in range(3)), (0, 3, live.unit()))
+    with end.connect() as host:
+        host.ready(*((0, lun) for lun in range(4)))
+        tag = host.send(read10(0, 1), in_len=512, at=(0, 1))
+        live.wait_for(lambda: live.in_flight() == 1, "the read")
+        live.call(end.port.nexus_lost())
+        assert host.wait(tag).response == Response.RESET
+        for lun in range(4):
+            host.fails(sense.I_T_NEXUS_LOSS_OCCURRED, TEST_UNIT_READY, at=(0, lun))
+            host.ok(TEST_UNIT_READY, at=(0, lun))

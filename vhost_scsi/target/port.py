@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid5
@@ -18,6 +19,7 @@ from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
+from vhost_scsi.target import tmf
 from vhost_scsi.target.port_ids import UNKNOWN
 from vhost_scsi.target.unit import Unit
 
@@ -106,6 +108,20 @@ class Port:
 
     async def map(self, target_id: int, lun: int, unit: Unit) -> MappedLun:
         """Shows the unit at target:LUN. Raises ConfigError for a place that is taken or does not exist."""
+        [mapped] = await self.map_all([(target_id, lun, unit)])
+        return mapped
+
+    async def map_all(self, places: Iterable[tuple[int, int, Unit]]) -> list[MappedLun]:
+        """As `map`, for many at once: the transport is told once."""
+        mapped: list[MappedLun] = []
+        try:
+            for place in places:
+                mapped.append(self._map(*place))
+        finally:
+            await self._changed(mapped)
+        return mapped
+
+    def _map(self, target_id: int, lun: int, unit: Unit) -> MappedLun:
         if not 0 <= target_id < TARGETS or not 0 <= lun < LUNS:
             raise ConfigError(
                 f"port {self.name}: no place {target_id}:{lun}: targets go to {TARGETS - 1}, LUNs to {LUNS - 1}"
@@ -124,18 +140,49 @@ class Port:
         mapped = MappedLun(target_id, lun, unit, itl, out[0], cookie, gate)
         self._mapped[target_id, lun] = mapped
         self._target.nexus_added(mapped)
+        return mapped
+
+    async def _changed(self, changed: Iterable[MappedLun]) -> None:
+        """The transport learns of the LUNs; then initiators do that have ever asked for anything here (SPC-5 6.33)."""
         if self.on_luns is not None:
             await self.on_luns()
-        return mapped
+        new = {mapped.itl for mapped in changed}
+        for nexus in {id(itl.nexus): itl.nexus for itl in new}.values():
+            nexus.luns_changed(besides=new)
 
     async def unmap(self, target_id: int, lun: int) -> None:
         """Takes the unit away; returns when its tasks of this nexus have ended."""
         mapped = self._mapped.pop((target_id, lun))
         mapped.leaving = True
-        if self.on_luns is not None:
+        await self._changed([mapped])
+        await self._end(mapped)
+
+    async def unmap_all(self) -> None:
+        """As `unmap`, for all that is left: nobody has to be told of LUNs that changed."""
+        gone = self.luns
+        self._mapped.clear()
+        for mapped in gone:
+            mapped.leaving = True
+        if gone and self.on_luns is not None:
             await self.on_luns()
+        # One look for them all: of 16384 LUNs few have anything in flight.
+        with self._all_held(gone):
+            await tmf.ask_port(self.core, self, lib.VS_TMF_QUERY)
+            await self.core.epoch_reached(lib.vs_epoch_bump(self.core.handle))
+            busy = self._busy(gone)
+        for mapped in gone:
+            if mapped in busy:
+                await self._end(mapped)
+            else:
+                mapped.unit.logical_unit.detach_quiet(mapped.itl)
+                self._destroy(mapped)
+
+    async def _end(self, mapped: MappedLun) -> None:
         await mapped.unit.logical_unit.detach(mapped.itl, self._target.canceller(mapped))
         await self.core.quiesce(lib.vs_nexus_pins(mapped.handle), mapped)
+        self._destroy(mapped)
+
+    def _destroy(self, mapped: MappedLun) -> None:
         self._target.nexus_removed(mapped)
         mapped.gate.gone = True
         lib.vs_nexus_destroy(mapped.handle)
@@ -144,15 +191,46 @@ class Port:
         """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks. `machine`:
         what was behind the port is gone as a machine is that was switched off, and a unit that nobody else uses is as
         new. A network initiator that logs out leaves mode pages and a stop as they are (SPC-5 6.11)."""
-        places: dict[Unit, list[MappedLun]] = {}
-        for mapped in self.luns:
-            places.setdefault(mapped.unit, []).append(mapped)
-        # Units at once: what one has in flight must not keep the next one's tasks running.
-        await asyncio.gather(*(self._unit_lost(unit, each, machine) for unit, each in places.items()))
+        mapped = self.luns
+        places = _by_unit(mapped)
+        with ExitStack() as reset, self._all_held(mapped):
+            for unit in places:
+                reset.enter_context(unit.resetting())
+            await tmf.ask_port(self.core, self, lib.VS_TMF_ABORT)
+            await self.core.epoch_reached(lib.vs_epoch_bump(self.core.handle))
+            busy = self._busy(mapped)
+            for each in mapped:
+                if each not in busy:
+                    each.itl.lost()
+            # Units at once: what one has in flight must not keep the next one's tasks running.
+            await asyncio.gather(*(self._unit_lost(*lost) for lost in _by_unit(busy).items()))
+        if machine:
+            gone = (unit.logical_unit.initiators_gone([m.itl for m in each]) for unit, each in places.items())
+            await asyncio.gather(*gone)
 
-    async def _unit_lost(self, unit: Unit, places: list[MappedLun], machine: bool) -> None:
-        with unit.resetting():
-            for mapped in places:
-                await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
-            if machine:
-                await unit.logical_unit.initiators_gone([mapped.itl for mapped in places])
+    async def _unit_lost(self, unit: Unit, places: list[MappedLun]) -> None:
+        for mapped in places:
+            await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
+
+    @contextmanager
+    def _all_held(self, places: Iterable[MappedLun]) -> Iterator[None]:
+        with ExitStack() as held:
+            for unit, each in _by_unit(places).items():
+                held.enter_context(unit.logical_unit.nexuses_held([mapped.itl for mapped in each]))
+            yield
+
+    def _busy(self, places: Iterable[MappedLun]) -> dict[MappedLun, None]:
+        """Those that have tasks in either plane, in order. All are held, and every worker was asked since."""
+        tasks = {itl for unit in _by_unit(places) for itl in unit.logical_unit.nexuses_with_tasks()}
+        return {
+            mapped: None
+            for mapped in places
+            if mapped.itl in tasks or lib.vs_pins_busy(lib.vs_nexus_pins(mapped.handle))
+        }
+
+
+def _by_unit(places: Iterable[MappedLun]) -> dict[Unit, list[MappedLun]]:
+    found: dict[Unit, list[MappedLun]] = {}
+    for mapped in places:
+        found.setdefault(mapped.unit, []).append(mapped)
+    return found

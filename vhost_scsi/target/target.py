@@ -66,16 +66,14 @@ class Target:
 
     async def remove_port(self, port: Port) -> None:
         """Unmaps all; the transport takes no more tasks from it."""
-        for mapped in port.luns:
-            await port.unmap(mapped.target_id, mapped.lun)
+        await port.unmap_all()
         del self.ports[port.name]
         del self._ports_by_cookie[port.cookie]
 
     async def close(self) -> None:
         """Unmaps and destroys everything; transports have stopped."""
         for port in self.ports.values():
-            for mapped in port.luns:
-                await port.unmap(mapped.target_id, mapped.lun)
+            await port.unmap_all()
         for unit in list(self.units.values()):
             await unit.close()
         self.units.clear()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.scsi.task import ServiceResponse
@@ -49,7 +49,21 @@ async def post(
     if before is not None:
         tmf.before = before
         tmf.match |= lib.VS_TMF_BEFORE
+    return await _ask(core, tmf)
 
+
+async def ask_port(core: Core, port: Port, action: int) -> None:
+    """VS_TMF_ABORT ends what C holds of all nexuses of the port, as a reset does. After VS_TMF_QUERY, too, whatever the
+    initiator had sent is in C's or Python's hands."""
+    tmf = ffi.new("struct vs_tmf *")
+    tmf.port_cookie = port.cookie
+    tmf.match = lib.VS_TMF_PORT
+    tmf.action = action
+    tmf.response = lib.VS_RESP_RESET
+    await _ask(core, tmf)
+
+
+async def _ask(core: Core, tmf: Any) -> int:
     def send(cookie: int) -> None:
         tmf.cookie = cookie
         lib.vs_tmf_post(core.handle, tmf)
