@@ -226,10 +226,9 @@ def test_a_signal_asks_initiators_to_log_out(served: Served) -> None:
         assert (message.opcode, message.bhs[36]) == (ASYNC_MESSAGE, LOGOUT_REQUESTED)
         with Client(address_of(served)) as late:
             assert late.login(IQN).status == (3, 1), "service unavailable"
-        started = time.monotonic()
         assert client.logout().opcode == 0x26
         assert served.process.wait(20) == 0
-        assert time.monotonic() - started < 2, "who logs out is not waited for"
+    assert "were asked to log out and did not" not in served.log(), "who logs out is not waited for"
 
 
 def test_a_signal_does_not_wait_for_ever(served: Served) -> None:

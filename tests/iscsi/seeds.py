@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tests/corpus/iscsi_pdu, iscsi_text and iscsi_login: `python -m tests.iscsi.seeds`. Each input
-is something an initiator could send, or a rule that it could break; what a fuzzer found stands beside them under names
+"""Writes tests/corpus/iscsi_pdu, iscsi_text, iscsi_login and iscsi_text_requests: `python -m tests.iscsi.seeds`. Each
+input is something an initiator could send, or a rule that it could break; what a fuzzer found stands beside them under names
 of its own.
 """
 
@@ -111,9 +111,44 @@ LOGINS = {
     "wrong-stage": (fuzz.join(login_request(NAMES), login_request([], csg=0, nsg=3)), State.REFUSED),
 }
 
+
+def text_request(flags: int, data: bytes = b"") -> bytes:
+    return bytes([flags]) + data
+
+
+# What is answered, what is rejected.
+TEXT_REQUESTS: dict[str, tuple[bytes, tuple[int, int]]] = {
+    "length": (fuzz.join(text_request(1, text([("MaxRecvDataSegmentLength", "1024")]))), (1, 0)),
+    "unknown": (fuzz.join(text_request(1, text([("X-com.example.a", "1"), ("InitiatorAlias", "me")]))), (1, 0)),
+    "pieces": (fuzz.join(text_request(2, b"X-com.exam"), text_request(1 | 8, b"ple.a=1\0")), (2, 0)),
+    "send-targets": (
+        fuzz.join(text_request(1, b"SendTargets=All\0"), *[text_request(1 | 8)] * 12),
+        (13, 0),
+    ),
+    "byte-by-byte": (fuzz.join(text_request(1 | 16, b"SendTargets=\0"), *[text_request(1 | 8 | 16)] * 20), (21, 0)),
+    "text-in-between": (
+        fuzz.join(text_request(1, b"SendTargets=All\0"), text_request(1 | 8, b"X-a=1\0"), text_request(1, b"X-a=1\0")),
+        (2, 1),
+    ),
+    "both-bits": (fuzz.join(text_request(3, b"X-a=1\0")), (0, 1)),
+    "not-now": (fuzz.join(text_request(1, b"MaxBurstLength=512\0"), text_request(1, b"TargetName=x\0")), (0, 2)),
+    "another-tag": (fuzz.join(text_request(2, b"X-"), text_request(1 | 4 | 8, b"a=1\0")), (1, 1)),
+    "no-terminator": (fuzz.join(text_request(1, b"X-a=1")), (0, 1)),
+    "on-and-on": (
+        fuzz.join(text_request(0, b"X-a=1\0"), *[text_request(8, b"X-%c=1\0" % key) for key in b"bcd"]),
+        (4, 0),
+    ),
+}
+
 if __name__ == "__main__":
+    requests = {name: data for name, (data, _) in TEXT_REQUESTS.items()}
     logins = {name: data for name, (data, _) in LOGINS.items()}
-    for folder, inputs in (("iscsi_pdu", HEADERS), ("iscsi_text", TEXTS), ("iscsi_login", logins)):
+    for folder, inputs in (
+        ("iscsi_pdu", HEADERS),
+        ("iscsi_text", TEXTS),
+        ("iscsi_login", logins),
+        ("iscsi_text_requests", requests),
+    ):
         (CORPUS / folder).mkdir(parents=True, exist_ok=True)
         for name, data in inputs.items():
             (CORPUS / folder / name).write_bytes(data)

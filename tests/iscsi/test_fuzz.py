@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The corpus of logins, replayed; the stories among the seeds end as they should."""
+"""The corpora of logins and of text requests, replayed; the stories among the seeds end as they should."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.iscsi import fuzz
-from tests.iscsi.seeds import LOGINS
+from tests.iscsi.seeds import LOGINS, TEXT_REQUESTS
 from vhost_scsi.iscsi.login import State
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "iscsi_login"
+TEXT_CORPUS = CORPUS.with_name("iscsi_text_requests")
 
 
 @pytest.mark.parametrize("seed", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
@@ -31,3 +32,20 @@ def test_the_seeds_are_what_they_are_called(name: str) -> None:
 @given(st.binary(max_size=400))
 def test_noise(data: bytes) -> None:
     assert fuzz.run(data) in State
+
+
+@pytest.mark.parametrize("seed", sorted(TEXT_CORPUS.iterdir()), ids=lambda path: path.name)
+def test_the_corpus_of_text_requests(seed: Path) -> None:
+    fuzz.run_text(seed.read_bytes())
+
+
+@pytest.mark.parametrize("name", TEXT_REQUESTS)
+def test_text_requests_are_what_they_are_called(name: str) -> None:
+    data, counts = TEXT_REQUESTS[name]
+    assert (TEXT_CORPUS / name).read_bytes() == data
+    assert fuzz.run_text(data) == counts
+
+
+@given(st.binary(max_size=400))
+def test_noise_in_text_requests(data: bytes) -> None:
+    assert sum(fuzz.run_text(data)) == len(fuzz.split(data))
