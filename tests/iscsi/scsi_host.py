@@ -62,9 +62,15 @@ class ScsiHost:
     """Logged in to one target. `ok` and `fails` read like those of `tests.live.Host`."""
 
     def __init__(
-        self, address: tuple[str, int], target: str = TARGET, *, extra: Pairs | None = None, **fields: Any
+        self,
+        address: tuple[str, int],
+        target: str = TARGET,
+        *,
+        extra: Pairs | None = None,
+        client: Client | None = None,
+        **fields: Any,
     ) -> None:
-        self.client = Client(address)
+        self.client = client or Client(address)
         extra = [("MaxRecvDataSegmentLength", "262144"), *(extra or [])]
         answer = self.client.login(target, extra=extra, **fields)
         self.client.cmd_sn = fields.get("cmd_sn", self.client.cmd_sn)

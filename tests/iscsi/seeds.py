@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes tests/corpus/iscsi_pdu, iscsi_text, iscsi_login and iscsi_text_requests: `python -m tests.iscsi.seeds`. Each
-input is something an initiator could send, or a rule that it could break; what a fuzzer found stands beside them under names
-of its own.
+input is something an initiator could send, or a rule that it could break; what a fuzzer found stands beside them under
+names of its own.
 """
 
 from __future__ import annotations
