@@ -34,7 +34,7 @@ SLOW, LATER = 0x51, 0x52  # task tags
 
 @pytest.fixture(params=[1, 2], ids=["one-worker", "two-workers"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
-    with served(tmp_path, "delay(write=200ms):memory:16M", workers=request.param) as running:
+    with served(tmp_path, "delay(write=600ms):memory:16M", workers=request.param) as running:
         yield running
 
 
