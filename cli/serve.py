@@ -53,7 +53,7 @@ def command(**options: Any) -> None:
     the iSCSI target.
 
     A URL is a path, or names a store (memory:1G, overlay(...):disk.img, ...); see docs/stores.md.
-    Options of a logical unit: block_size, uuid, readonly, wce, rotational, physical_block_size.
+    Options of a logical unit: block_size, uuid, readonly, wce, rotational, physical_block_size, strict, wsnz, cdb32.
     """
     from vhost_scsi.daemon import logs, loop, service, systemd
 

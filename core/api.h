@@ -146,7 +146,7 @@ vs_pins *vs_memmap_pins(vs_memmap *map);
 
 enum vs_io_op { VS_IO_READ = 0, VS_IO_WRITE = 1, VS_IO_FLUSH = 2, VS_IO_UNMAP = 3, VS_IO_ZERO = 4, VS_IO_OPS = 5 };
 enum vs_io_flag { VS_IO_FUA = 1, VS_IO_MAY_UNMAP = 2 };
-/* The closed set of store errors; the one map to sense stands in media.c. */
+/* The closed set of store errors; the one map to sense is a table of scsi/sense.py. */
 enum vs_store_error {
 	VS_ERR_NONE = 0,
 	VS_ERR_READ = 1,        /* the medium could not be read */
@@ -170,6 +170,7 @@ struct vs_store_info {
 	uint32_t io_align;      /* smallest direct-I/O unit in bytes, 1 when any */
 	uint32_t optimal_io;    /* bytes, 0 unknown */
 	uint32_t discard_granularity; /* bytes, 0 unknown */
+	uint32_t atomic_unit;   /* bytes that one write moves as a whole or not at all; 0: it promises nothing */
 	uint8_t read_only;
 	uint8_t fua;            /* enum vs_capability */
 	uint8_t unmap;
@@ -251,10 +252,15 @@ struct vs_lu_params {
 	uint32_t max_unmap_blocks;     /* 0: no limit */
 	uint32_t max_unmap_descriptors;
 	uint32_t max_write_same_blocks; /* 0: no limit */
+	uint32_t max_transfer_blocks;  /* 0: no limit */
+	uint32_t max_atomic_blocks;    /* 0: no atomic writes */
 	uint8_t write_cache;           /* WCE: 0 makes each write FUA */
 	uint8_t descriptor_sense;      /* D_SENSE */
 	uint8_t unmap;                 /* LBPU: UNMAP and WRITE SAME with UNMAP are served */
-	uint8_t reserved[5];
+	uint8_t lenient;               /* reserved bits of a CDB are ignored */
+	uint8_t wsnz;                  /* WRITE SAME of zero blocks is refused; else it goes to the end of the medium */
+	uint8_t cdb32;                 /* READ(32) and its like are served */
+	uint8_t reserved[2];
 };
 
 int vs_lu_create(vs_core *core, const struct vs_lu_params *params, vs_store *store, vs_lu **out);
@@ -266,8 +272,16 @@ struct vs_lu_stats {
 	uint64_t read_bytes, write_bytes;
 	uint64_t escalated; /* tasks that went to Python */
 	uint64_t failed;    /* tasks that ended in other than GOOD */
+	uint64_t verifies, verify_bytes;
+	uint64_t read_errors, write_errors, verify_errors; /* commands that the medium failed */
 };
 void vs_lu_stats(const vs_lu *lu, struct vs_lu_stats *out);
+
+/* Blocks marked bad by an initiator; writing one makes it good again. -ENOSPC when VS_BAD_MAX are marked. */
+enum { VS_BAD_MAX = 1024 };
+int vs_lu_mark_bad(vs_lu *lu, uint64_t lba);
+uint32_t vs_lu_bad(const vs_lu *lu, uint64_t *out, uint32_t max); /* in no order */
+void vs_lu_clear_bad(vs_lu *lu, uint64_t lba, uint64_t blocks);
 
 /* An I_T_L nexus. cookie is not 0. */
 int vs_nexus_create(vs_core *core, vs_lu *lu, uint64_t cookie, vs_nexus **out);

@@ -446,14 +446,23 @@ struct vs_lu {
 	_Atomic uint64_t num_blocks;
 	_Atomic(struct vs_store *) store;
 	_Atomic uint32_t wce, d_sense, unmap;
+	_Atomic uint32_t bad_blocks; /* how many are marked: bad.c */
 	uint32_t block_shift;
-	uint32_t max_unmap_blocks, max_unmap_descriptors, max_write_same_blocks;
+	uint32_t max_unmap_blocks, max_unmap_descriptors, max_write_same_blocks, max_transfer_blocks, max_atomic_blocks;
+	bool lenient;             /* reserved bits of a CDB are not looked at */
+	bool cdb32;               /* CDBs of 32 bytes are served */
+	bool wsnz;                /* a WRITE SAME of zero blocks is refused */
 	uint64_t cookie;
 	struct vs_core *core;
 	struct vs_pins pins;      /* tasks that C executes */
-	struct { vs_counter reads, writes, flushes, unmaps, others, read_bytes, write_bytes, escalated, failed; char pad[VS_CACHE_LINE]; } *stats; /* one a worker */
+	struct {
+		vs_counter reads, writes, flushes, unmaps, others, read_bytes, write_bytes, escalated, failed;
+		vs_counter verifies, verify_bytes, read_errors, write_errors, verify_errors;
+		char pad[VS_CACHE_LINE];
+	} *stats; /* one a worker */
 	uint32_t received;        /* control: tasks drained, modulo 2^20 */
 	struct vs_ranges *ranges; /* excl.c */
+	struct vs_bad *bad;       /* NULL until a block is marked for the first time */
 };
 struct vs_nexus {
 	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate;
@@ -505,6 +514,7 @@ struct vs_task {
 	/* the outcome */
 	uint8_t status, sense_len, response;
 	bool notify;
+	bool medium_error;        /* the sense key is MEDIUM ERROR or HARDWARE ERROR */
 	uint64_t transferred;     /* bytes of data-in or data-out really moved */
 	uint64_t required;        /* bytes the CDB asks to move */
 	/* media state */
@@ -513,6 +523,7 @@ struct vs_task {
 		uint8_t *bounce;
 		struct iovec iov;
 		bool (*step)(struct vs_task *t); /* after the io has ended well; true: the task has its outcome */
+		bool (*after)(struct vs_task *t); /* after a flush that makes a write durable */
 		uint64_t chunk;
 		uint32_t index;
 		uint8_t fua, bytchk, may_unmap, no_data, in_store;
@@ -534,6 +545,9 @@ void vs_credit_init(struct vs_credit *c, struct vs_core *core, int32_t n);
 bool vs_media_start(struct vs_task *t);
 void vs_media_end(struct vs_task *t);
 void vs_media_cancel(struct vs_task *t);
+/* bad.c, while bad_blocks is not 0. The lowest block in the range that is marked bad. */
+bool vs_bad_first(const struct vs_lu *lu, uint64_t lba, uint64_t blocks, uint64_t *out);
+void vs_bad_clear(struct vs_lu *lu, uint64_t lba, uint64_t blocks);
 /* sense.c. field: VS_FIELD(byte, bit) of the CDB or of the parameter list. */
 struct vs_sense { uint8_t key; uint16_t asc_ascq; bool has_information, has_field, field_in_cdb; uint64_t information; uint16_t field_byte; uint8_t field_bit; };
 void vs_sense_set(struct vs_task *t, const struct vs_sense *s); /* CHECK CONDITION in the LU's format */

@@ -56,6 +56,11 @@ static void apply(struct vs_lu *lu, const struct vs_lu_params *p)
 	lu->max_unmap_blocks = p->max_unmap_blocks;
 	lu->max_unmap_descriptors = p->max_unmap_descriptors;
 	lu->max_write_same_blocks = p->max_write_same_blocks;
+	lu->max_transfer_blocks = p->max_transfer_blocks;
+	lu->max_atomic_blocks = p->max_atomic_blocks;
+	lu->lenient = p->lenient != 0;
+	lu->wsnz = p->wsnz != 0;
+	lu->cdb32 = p->cdb32 != 0;
 }
 
 int vs_lu_create(vs_core *c, const struct vs_lu_params *p, vs_store *store, vs_lu **out)
@@ -110,6 +115,7 @@ void vs_lu_destroy(vs_lu *lu)
 	vs_lu_ranges_fini(lu);
 	vs_pins_fini(&lu->pins);
 	free(lu->stats);
+	free(lu->bad);
 	free(lu);
 }
 
@@ -128,6 +134,11 @@ void vs_lu_stats(const vs_lu *lu, struct vs_lu_stats *out)
 		out->write_bytes += vs_counted(&lu->stats[i].write_bytes);
 		out->escalated += vs_counted(&lu->stats[i].escalated);
 		out->failed += vs_counted(&lu->stats[i].failed);
+		out->verifies += vs_counted(&lu->stats[i].verifies);
+		out->verify_bytes += vs_counted(&lu->stats[i].verify_bytes);
+		out->read_errors += vs_counted(&lu->stats[i].read_errors);
+		out->write_errors += vs_counted(&lu->stats[i].write_errors);
+		out->verify_errors += vs_counted(&lu->stats[i].verify_errors);
 	}
 }
 

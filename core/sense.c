@@ -65,5 +65,6 @@ static uint8_t descriptor(uint8_t *b, const struct vs_sense *s)
 void vs_sense_set(struct vs_task *t, const struct vs_sense *s)
 {
 	t->status = VS_STATUS_CHECK_CONDITION;
+	t->medium_error = s->key == VS_SK_MEDIUM_ERROR || s->key == VS_SK_HARDWARE_ERROR;
 	t->sense_len = atomic_load_explicit(&t->lu->d_sense, memory_order_relaxed) ? descriptor(t->sense, s) : fixed(t->sense, s);
 }

@@ -190,6 +190,7 @@ int vs_store_faulty(vs_core *core, vs_store *lower, const struct vs_fault_rule *
 		f->faults[i].rule = rules[i];
 	f->nrules = nrules;
 	vs_store_info(lower, &f->store.info);
+	f->store.info.atomic_unit = 0; /* it may tear any of them */
 	*out = &f->store;
 	return 0;
 }

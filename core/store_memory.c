@@ -18,11 +18,19 @@ static const uint64_t ROOM = 64ull << 30;
 /* Dropping pages costs some 0.1 us each: above this many bytes another thread does it. */
 static const uint64_t DROP_INLINE = 8u << 20;
 
+/* One write is one copy under a range lock: nobody sees a part of it, and no power loss leaves one behind. */
+enum { ATOMIC_UNIT = 1 << 20 };
+
 struct memory_store {
 	struct vs_store store;
 	uint8_t *base;
 	uint64_t room, page;
+	uint32_t page_shift;
 	bool huge_pages;
+	/* The allocation map: a bit for each page of the room that holds what somebody wrote. The kernel knows which pages exist, but tells
+	 * nobody once one was swapped out. */
+	_Atomic uint64_t *written;
+	uint64_t written_bytes;
 };
 
 static inline struct memory_store *memory_of(struct vs_store *s)
@@ -33,6 +41,60 @@ static inline struct memory_store *memory_of(struct vs_store *s)
 static uint64_t round_up(uint64_t n, uint64_t unit)
 {
 	return (n + unit - 1) & ~(unit - 1);
+}
+
+/* After the bytes are there: whoever drops the page meanwhile clears its bit first, so that no bit is missing over data. */
+static inline void mark_written(struct memory_store *m, uint64_t offset, uint64_t length)
+{
+	uint64_t last = (offset + length - 1) >> m->page_shift;
+
+	for (uint64_t page = offset >> m->page_shift; page <= last; page++) {
+		_Atomic uint64_t *word = &m->written[page / 64];
+		uint64_t bit = UINT64_C(1) << page % 64;
+
+		if (!(atomic_load_explicit(word, memory_order_relaxed) & bit))
+			atomic_fetch_or_explicit(word, bit, memory_order_relaxed);
+	}
+}
+
+/* Pages [first, last). */
+static void mark_dropped(struct memory_store *m, uint64_t first, uint64_t last)
+{
+	while (first < last) {
+		uint64_t n = vs_min(64 - first % 64, last - first);
+		uint64_t bits = (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first % 64;
+
+		if (atomic_load_explicit(&m->written[first / 64], memory_order_relaxed) & bits)
+			atomic_fetch_and_explicit(&m->written[first / 64], ~bits, memory_order_relaxed);
+		first += n;
+	}
+}
+
+/* How many pages from `page` on, and before `end`, are as it is. */
+static uint64_t same_pages(const struct memory_store *m, uint64_t page, uint64_t end, bool *mapped)
+{
+	uint64_t from = page;
+	uint64_t flip = *mapped ? UINT64_MAX : 0;
+
+	while (page < end) {
+		uint64_t other = (atomic_load_explicit(&m->written[page / 64], memory_order_relaxed) ^ flip) >> page % 64;
+
+		if (other)
+			return vs_min(page + (uint64_t)__builtin_ctzll(other), end) - from;
+		page += 64 - page % 64;
+	}
+	return end - from;
+}
+
+static int memory_map(struct vs_store *s, uint64_t offset, uint64_t length, int *mapped, uint64_t *run)
+{
+	struct memory_store *m = memory_of(s);
+	uint64_t page = offset >> m->page_shift, end = ((offset + length - 1) >> m->page_shift) + 1;
+	bool is = atomic_load_explicit(&m->written[page / 64], memory_order_relaxed) >> page % 64 & 1;
+
+	*mapped = is;
+	*run = vs_min(((page + same_pages(m, page, end, &is)) << m->page_shift) - offset, length);
+	return 0;
 }
 
 /* Whole pages go back to the kernel and read as zeroes from then on; the edges are cleared by hand. */
@@ -47,6 +109,7 @@ static int memory_drop(struct memory_store *m, uint64_t offset, uint64_t length)
 	}
 	memset(m->base + offset, 0, first - offset);
 	memset(m->base + last, 0, end - last);
+	mark_dropped(m, first >> m->page_shift, last >> m->page_shift);
 	return madvise(m->base + first, last - first, MADV_DONTNEED) ? -errno : 0;
 }
 
@@ -93,6 +156,7 @@ static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
 	case VS_IO_WRITE:
 		for (; v < end; data += v->iov_len, v++)
 			memcpy(data, v->iov_base, v->iov_len);
+		mark_written(m, io->offset, io->length);
 		return VS_SUBMIT_DONE;
 	case VS_IO_UNMAP:
 	case VS_IO_ZERO:
@@ -114,6 +178,7 @@ static int memory_resize(struct vs_store *s, uint64_t size)
 		return -ENOMEM;
 	if (size < old) {
 		memset(m->base + size, 0, vs_min(wanted, old) - size);
+		mark_dropped(m, wanted >> m->page_shift, mapped >> m->page_shift);
 		if (wanted < mapped &&
 		    (madvise(m->base + wanted, mapped - wanted, MADV_DONTNEED) || mprotect(m->base + wanted, mapped - wanted, PROT_NONE)))
 			return -errno;
@@ -133,6 +198,8 @@ static void memory_destroy(struct vs_store *s)
 
 	if (m->base)
 		munmap(m->base, m->room);
+	if (m->written)
+		munmap(m->written, m->written_bytes);
 	vs_store_fini(s);
 	free(m);
 }
@@ -142,7 +209,21 @@ static const struct vs_store_ops memory_ops = {
 	.submit = memory_submit,
 	.destroy = memory_destroy,
 	.resize = memory_resize,
+	.map = memory_map,
 };
+
+/* Pages of it that nobody touches cost nothing, however large the room is. */
+static bool make_map(struct memory_store *m)
+{
+	void *bits;
+
+	m->written_bytes = round_up((m->room >> m->page_shift) / 8 + 8, m->page);
+	bits = mmap(NULL, m->written_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (bits == MAP_FAILED)
+		return false;
+	m->written = bits;
+	return true;
+}
 
 /* Starts at a huge page; NULL when there is no room of that size. */
 static uint8_t *reserve(uint64_t room)
@@ -174,6 +255,7 @@ int vs_store_memory(vs_core *core, uint64_t size, int huge_pages, vs_store **out
 		return vs_store_why(why, why_size, ENOMEM, "memory: out of memory");
 	}
 	m->page = page;
+	m->page_shift = (uint32_t)__builtin_ctzll(page);
 	m->huge_pages = huge_pages != 0;
 	least = round_up(size, page);
 	m->room = round_up(vs_max(4 * size, ROOM), page);
@@ -182,7 +264,7 @@ int vs_store_memory(vs_core *core, uint64_t size, int huge_pages, vs_store **out
 		m->room = least;
 		m->base = reserve(m->room);
 	}
-	if (!m->base || mprotect(m->base, least, PROT_READ | PROT_WRITE)) {
+	if (!m->base || !make_map(m) || mprotect(m->base, least, PROT_READ | PROT_WRITE)) {
 		int err = errno;
 
 		memory_destroy(&m->store);
@@ -196,6 +278,7 @@ int vs_store_memory(vs_core *core, uint64_t size, int huge_pages, vs_store **out
 		.size = size,
 		.io_align = 1,
 		.discard_granularity = (uint32_t)page,
+		.atomic_unit = ATOMIC_UNIT,
 		.fua = VS_CAP_NATIVE,
 		.unmap = VS_CAP_NATIVE,
 		.zero = VS_CAP_NATIVE,

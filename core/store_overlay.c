@@ -434,6 +434,7 @@ int vs_store_overlay(vs_core *core, vs_store *lower, const char *path, uint32_t 
 	}
 	vs_store_info(o->upper, &o->store.info);
 	o->store.info.size = size;
+	o->store.info.atomic_unit = 0; /* a head or tail that is copied up makes two writes of one */
 	o->store.info.io_align = 1; /* what is read below is bounced there */
 	o->store.info.optimal_io = vs_max(lower->info.optimal_io, block);
 	/* Written zeroes hide what is below; nothing more can be given back than the upper store can. */

@@ -311,6 +311,7 @@ int vs_task_submit(struct vs_task *t)
 	t->param = NULL;
 	t->param_length = 0;
 	t->status = VS_STATUS_GOOD;
+	t->medium_error = false;
 	t->sense_len = 0;
 	t->response = VS_RESP_OK;
 	t->transferred = t->required = 0;

@@ -60,6 +60,9 @@ class LuConfig(_Model):
     rotational: bool | None = Field(default=None, description="what guests are told; unset: what the store says")
     physical_block_size: int | None = Field(default=None, description="bytes; unset: what the store says")
     spare: bool = Field(default=False, description="that it is mapped nowhere is no mistake")
+    strict: bool = Field(default=True, description="refuse commands with reserved bits")
+    wsnz: bool = Field(default=True, description="refuse WRITE SAME of zero blocks")
+    cdb32: bool = Field(default=False, description="serve READ(32) and its like")
 
 
 class PortConfig(_Model):

@@ -183,6 +183,9 @@ class Service:
                 read_only=lu.readonly,
                 rotational=lu.rotational,
                 physical_block_size=lu.physical_block_size,
+                strict=lu.strict,
+                wsnz=lu.wsnz,
+                cdb32=lu.cdb32,
             )
             saved = await self._blobs.unit(spec.uuid)
             await self.target.add_lu(spec, store, saved)

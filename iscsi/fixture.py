@@ -48,6 +48,9 @@ class Target:
         *,
         name: str = NAME,
         block_size: int = 512,
+        physical_block_size: int | None = None,
+        read_only: bool = False,
+        wsnz: bool = True,
         host: str = "127.0.0.1",
         portals: int = 1,
         chap: tuple[str, str] | None = None,
@@ -57,6 +60,9 @@ class Target:
         self.name: Final = name
         self._stores = dict(stores) if isinstance(stores, Mapping) else {0: stores}
         self._block_size = block_size
+        self._physical_block_size = physical_block_size
+        self._read_only = read_only
+        self._wsnz = wsnz
         self._wanted = [Portal(host, 0) for _ in range(portals)]
         self._chap = chap
         self._options = CoreOptions(workers=workers, engine=engine)
@@ -116,7 +122,15 @@ class Target:
     async def _add(self, core: Core, scsi: ScsiTarget, lun: int, source: StoreSource) -> None:
         store = open_store(source, core)
         try:
-            await scsi.add_lu(LuSpec(f"lun-{lun}", uuid4(), block_size=self._block_size), store)
+            spec = LuSpec(
+                f"lun-{lun}",
+                uuid4(),
+                block_size=self._block_size,
+                read_only=self._read_only,
+                wsnz=self._wsnz,
+                physical_block_size=self._physical_block_size,
+            )
+            await scsi.add_lu(spec, store)
         except BaseException:
             store.close()
             raise

@@ -13,7 +13,7 @@ from typing import Final
 from vhost_scsi.scsi import limits
 from vhost_scsi.scsi.commands import COMMANDS, Command, MediaOp
 from vhost_scsi.scsi.gate import GateBit
-from vhost_scsi.scsi.sense import SENSE_CODES, SenseKey
+from vhost_scsi.scsi.sense import SENSE_CODES, STORE_ERRORS, SenseKey
 from vhost_scsi.scsi.task import Status, TaskAttribute
 
 USAGE_BYTES: Final = 32
@@ -23,8 +23,8 @@ LIMITS: Final = {
     "COMPARE_AND_WRITE_BLOCKS": limits.COMPARE_AND_WRITE_BLOCKS,
     "UNMAP_BLOCKS": limits.UNMAP_BLOCKS,
     "UNMAP_DESCRIPTORS": limits.UNMAP_DESCRIPTORS,
+    "TRANSFER_BYTES": limits.TRANSFER_BYTES,
     "WRITE_SAME_BYTES": limits.WRITE_SAME_BYTES,
-    "WRITE_SAME_NON_ZERO": limits.WRITE_SAME_NON_ZERO,
 }
 
 
@@ -71,6 +71,12 @@ def tables() -> str:
     lines += _defines("VS_ATTR", TaskAttribute)
     lines.append("")
     lines += [f"#define VS_LIMIT_{name} UINT64_C({value})" for name, value in LIMITS.items()]
+    lines += ["", "#define VS_SENSE_OF_STORE_ERRORS \\"]
+    lines += [
+        f"\t[VS_ERR_{name}] = {{ VS_SK_{code.key.name}, VS_ASC_{code.name} }}, \\"
+        for name, code in STORE_ERRORS.items()
+    ]
+    lines += ["\t/* nothing */"]
     lines += ["", "static const struct vs_row vs_rows[] = {"]
     lines += [_row(row) for row in COMMANDS]
     lines += ["};", "", f"enum {{ VS_NROWS = {len(COMMANDS)} }};", "", "#endif", ""]

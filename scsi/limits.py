@@ -15,7 +15,7 @@ UNMAP_DESCRIPTORS: Final = 256
 """MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT; a longer list is refused"""
 WRITE_SAME_BYTES: Final = 4 << 30
 """MAXIMUM WRITE SAME LENGTH in bytes (the page says it in blocks)"""
-WRITE_SAME_NON_ZERO: Final = 1
-"""WSNZ: a WRITE SAME of zero blocks ("to the end of the medium") is refused"""
+TRANSFER_BYTES: Final = 64 << 20
+"""MAXIMUM TRANSFER LENGTH in bytes: what one command may move to or from the initiator"""
 PARAMETER_LIST_BYTES: Final = 0x10000
 """the longest parameter list that any command of ours takes"""

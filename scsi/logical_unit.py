@@ -29,12 +29,12 @@ from vhost_scsi.scsi import (
 )
 from vhost_scsi.scsi.commands import (
     COMMANDS,
+    VARIABLE_LENGTH,
     Command,
     DeviceType,
     Feature,
     MediaOp,
     first_unused_bit,
-    has_service_actions,
     parse,
 )
 from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, Request
@@ -60,7 +60,9 @@ Cancel = Callable[[], Awaitable[Iterable[ITL] | None]]
 
 @dataclass(frozen=True, slots=True)
 class LuDefinition:
-    """What a logical unit is, wherever it is mapped. `write_cache`: the default of WCE."""
+    """What a logical unit is, wherever it is mapped. `write_cache`: the default of WCE. `strict`:
+    a CDB with a reserved bit is refused. `wsnz`: a WRITE SAME of zero blocks is refused, else it goes to the end.
+    `cdb32`: READ(32) and its like are served."""
 
     name: str
     uuid: UUID
@@ -68,6 +70,9 @@ class LuDefinition:
     product: str = "SCSI DISK"
     revision: str = "0001"
     write_cache: bool = True
+    strict: bool = True
+    wsnz: bool = True
+    cdb32: bool = False
 
 
 class LogicalUnit:
@@ -124,6 +129,10 @@ class LogicalUnit:
     def offers(self, row: Command) -> bool:
         """Whether the unit has the command at all."""
         if row.requires is Feature.UNMAP and self.medium.capabilities.unmap is Support.NONE:
+            return False
+        if row.requires is Feature.CDB_32 and not self.definition.cdb32:
+            return False
+        if row.requires is Feature.ATOMIC and not self.medium.atomic_blocks:
             return False
         return DeviceType.DISK in row.device_types
 
@@ -265,15 +274,19 @@ class LogicalUnit:
             if code is not None:
                 raise CheckCondition(code)
         if row is None:
-            if has_service_actions(task.cdb[0] if task.cdb else 0):
+            opcode = task.cdb[0] if task.cdb else 0
+            if any(each.opcode == opcode and self.offers(each) for each in COMMANDS if each.service_action is not None):
                 # SPC-5 4.2.1: a value that is not supported in a field other than OPERATION CODE
-                raise sense.invalid_cdb_field(1, 4)
+                raise sense.invalid_cdb_field(8, 7) if opcode == VARIABLE_LENGTH else sense.invalid_cdb_field(1, 4)
             raise CheckCondition(sense.INVALID_COMMAND_OPERATION_CODE)
         if len(task.cdb) < row.cdb_length:
             raise sense.invalid_cdb_field(len(task.cdb))
-        stray = first_unused_bit(row, task.cdb)
-        if stray is not None:
-            raise sense.invalid_cdb_field(*stray)
+        if self.definition.strict:
+            stray = first_unused_bit(row, task.cdb)
+            if stray is not None:
+                raise sense.invalid_cdb_field(*stray)
+        if row.opcode == VARIABLE_LENGTH and task.cdb[7] != row.cdb_length - 8:
+            raise sense.invalid_cdb_field(7, 7)
         self._check_state(row, task)
         return row
 

@@ -58,7 +58,11 @@ BLOCK_LIMITS = Struct(
     "optimal_unmap_granularity" / Int32ub,
     "unmap_granularity_alignment" / Int32ub,
     "maximum_write_same_length" / Int64ub,
-    Padding(20),
+    "maximum_atomic_transfer_length" / Int32ub,
+    "atomic_alignment" / Int32ub,
+    "atomic_transfer_length_granularity" / Int32ub,
+    "maximum_atomic_transfer_length_with_atomic_boundary" / Int32ub,
+    "maximum_atomic_boundary_size" / Int32ub,
 )
 UGAVALID: Final = 1 << 31
 
@@ -185,10 +189,10 @@ def _block_limits(unit: LogicalUnit, port: TargetPort) -> bytes:
     granularity = medium.unmap_granularity if unmaps else 0
     built: bytes = BLOCK_LIMITS.build(
         {
-            "wsnz": limits.WRITE_SAME_NON_ZERO,
+            "wsnz": int(unit.definition.wsnz),
             "maximum_compare_and_write_length": limits.COMPARE_AND_WRITE_BLOCKS,
             "optimal_transfer_length_granularity": 1 << medium.physical_block_exponent,
-            "maximum_transfer_length": 0,
+            "maximum_transfer_length": limits.TRANSFER_BYTES // medium.block_size,
             "optimal_transfer_length": limits.OPTIMAL_TRANSFER_BYTES // medium.block_size,
             "maximum_prefetch_length": 0,
             "maximum_unmap_lba_count": limits.UNMAP_BLOCKS if unmaps else 0,
@@ -196,6 +200,12 @@ def _block_limits(unit: LogicalUnit, port: TargetPort) -> bytes:
             "optimal_unmap_granularity": granularity,
             "unmap_granularity_alignment": UGAVALID if granularity else 0,
             "maximum_write_same_length": limits.WRITE_SAME_BYTES // medium.block_size,
+            # Alignment and granularity 0: any. No boundary: a WRITE ATOMIC is one write.
+            "maximum_atomic_transfer_length": min(medium.atomic_blocks, limits.TRANSFER_BYTES // medium.block_size),
+            "atomic_alignment": 0,
+            "atomic_transfer_length_granularity": 0,
+            "maximum_atomic_transfer_length_with_atomic_boundary": 0,
+            "maximum_atomic_boundary_size": 0,
         }
     )
     return built

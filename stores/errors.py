@@ -7,7 +7,7 @@
         └── StoreConfigError        the store cannot be opened as it was asked for
             └── StoreInUse          ... because somebody else holds its lock: may be tried again
 
-What an initiator is told of a StoreError is decided in core/media.c, not here.
+What an initiator is told of a StoreError is decided in scsi/sense.py, not here.
 """
 
 from __future__ import annotations

@@ -34,12 +34,14 @@ class Capability(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """Sizes in bytes; `io_align`: smallest unit of direct I/O; 0 where something is not known."""
+    """Sizes in bytes; `io_align`: smallest unit of direct I/O; `atomic_unit`: what one write moves as a whole or not at
+    all; 0 where something is not known."""
 
     size: int
     io_align: int
     optimal_io: int
     discard_granularity: int
+    atomic_unit: int
     read_only: bool
     fua: Capability
     unmap: Capability
@@ -117,6 +119,7 @@ class Store:
             io_align=out.io_align,
             optimal_io=out.optimal_io,
             discard_granularity=out.discard_granularity,
+            atomic_unit=out.atomic_unit,
             read_only=bool(out.read_only),
             fua=Capability(out.fua),
             unmap=Capability(out.unmap),

@@ -621,6 +621,15 @@ static void write_same(uint8_t zero_capability)
 	run(cdb10(0x41, UNMAP_BIT, 5, 1), BLOCK, 0);
 	GOOD(BLOCK);
 	ASKED({ VS_IO_WRITE, 0, 5 * BLOCK, BLOCK });
+	/* No number of blocks: to the end of the medium. */
+	run(cdb10(0x41, 0, BLOCKS - 2, 0), BLOCK, 0);
+	GOOD(BLOCK);
+	ASKED({ VS_IO_WRITE, 0, (BLOCKS - 2) * BLOCK, 2 * BLOCK });
+	run(cdb16(0x93, 0, BLOCKS, 0), BLOCK, 0);
+	GOOD(0);
+	ASKED_NOTHING();
+	u.params.wsnz = 1;
+	unit_update(&u);
 	run(cdb10(0x41, 0, 5, 0), BLOCK, 0);
 	FAILED(VS_SK_ILLEGAL_REQUEST, VS_ASC_INVALID_FIELD_IN_CDB);
 	points_at_cdb(7, 7);

@@ -71,9 +71,17 @@ static uint32_t every_bit(struct bench *b, struct vs_task *t, const struct vs_ro
 		uint8_t cdb[VS_CDB_MAX] = { row->opcode }, bit = (uint8_t)(1 << at % 8);
 
 		/* The service action tells which row it is; NACA belongs to Python. */
-		if (row->has_sa)
+		bool wide = row->opcode == 0x7f;
+
+		if (wide) {
+			cdb[7] = row->cdb_len - 8;
+			cdb[9] = (uint8_t)row->service_action;
+		} else if (row->has_sa) {
 			cdb[1] = (uint8_t)row->service_action;
-		if ((row->has_sa && at < 13) || (at / 8 == row->cdb_len - 1u && bit == 4))
+		}
+		if (wide && (at / 8 == 8 || at / 8 == 9 || at == 10))
+			continue;
+		if (!wide && ((row->has_sa && at < 13) || (at / 8 == row->cdb_len - 1u && bit == 4)))
 			continue;
 		cdb[at / 8] |= bit;
 		submit(b, t, row, cdb);
@@ -100,10 +108,33 @@ static void the_first_of_two(struct bench *b, struct vs_task *t)
 	CHECK(refused_at(t, 1, 0));
 }
 
+/* SPC-5 4.2.3: a variable-length CDB that says another length than its service action has. */
+static void another_length(struct bench *b, struct vs_task *t)
+{
+	uint8_t cdb[32] = { 0x7f, [7] = 0x10, [9] = 0x09, [31] = 1 };
+	const struct vs_row *row = vs_row_of(cdb, 32);
+
+	CHECK(row != NULL);
+	submit(b, t, row, cdb);
+	CHECK(refused_at(t, 7, 7));
+}
+
+static void nothing_is_reserved_where_nobody_is_strict(struct bench *b, struct vs_task *t, struct vs_lu_params *lu)
+{
+	uint8_t cdb[16] = { 0x28, 0xe0, 0, 0, 0, 0, 0x1f, 0, 1, 0 };
+
+	lu->lenient = 1;
+	vs_lu_update(b->lu, lu);
+	submit(b, t, vs_row_of(cdb, 16), cdb);
+	CHECK_EQ(t->status, VS_STATUS_GOOD);
+	lu->lenient = 0;
+	vs_lu_update(b->lu, lu);
+}
+
 int main(void)
 {
 	struct vs_config config = { .nworkers = 1, .engine = VS_ENGINE_EPOLL, .poll_mode = VS_POLL_NEVER, .io_threads = 1 };
-	struct vs_lu_params lu = { .num_blocks = 1 << 20, .cookie = 1, .block_size = 512, .write_cache = 1, .unmap = 1 };
+	struct vs_lu_params lu = { .num_blocks = 1 << 20, .cookie = 1, .block_size = 512, .write_cache = 1, .unmap = 1, .max_atomic_blocks = 8, .cdb32 = 1 };
 	struct vs_task *t = malloc(sizeof(*t));
 	struct bench b = { .data = calloc(1, DATA) };
 	uint32_t rows = 0, reserved = 0;
@@ -126,6 +157,8 @@ int main(void)
 	CHECK(rows >= 10);
 	CHECK(reserved > rows);
 	the_first_of_two(&b, t);
+	another_length(&b, t);
+	nothing_is_reserved_where_nobody_is_strict(&b, t, &lu);
 	vs_nexus_destroy(b.nexus);
 	vs_lu_destroy(b.lu);
 	vs_store_destroy(b.store);

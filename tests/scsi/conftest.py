@@ -10,16 +10,16 @@ allocation length is the largest unless given).
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from uuid import UUID
 
 import pytest
 
 from vhost_scsi.scsi import sense, sense_data
-from vhost_scsi.scsi.commands import COMMANDS
+from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
-from vhost_scsi.scsi.medium import Capabilities, Support
+from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Status, Task, TaskAttribute
 
@@ -62,14 +62,76 @@ class FakeMedium:
     lbprz: bool = True
     physical_block_exponent: int = 3
     unmap_granularity: int = 8
+    atomic_blocks: int = 2048
     flush_failed: bool = False
     log: list = field(default_factory=list)
+    content: dict = field(default_factory=dict)
+    """blocks that are not zeroes, by address"""
+    knows_map: bool = True
+    bad: set = field(default_factory=set)
+    counted: Counts = field(default_factory=Counts)
+    fails_with: sense.SenseCode | None = None
+    may_go: asyncio.Event = field(default_factory=asyncio.Event)
+    """cleared, reads and writes wait"""
+
+    def __post_init__(self):
+        self.may_go.set()
 
     async def flush(self):
         self.log.append("flush")
         await asyncio.sleep(0)
         if self.flush_failed:
             raise sense.CheckCondition(sense.WRITE_ERROR)
+
+    async def read(self, lba, blocks):
+        await self._turn("read", lba, blocks)
+        return b"".join(self.content.get(each, bytes(self.block_size)) for each in range(lba, lba + blocks))
+
+    async def write(self, lba, data):
+        blocks = len(data) // self.block_size
+        await self._turn("write", lba, blocks)
+        for each in range(blocks):
+            self.content[lba + each] = data[each * self.block_size : (each + 1) * self.block_size]
+            self.bad.discard(lba + each)
+
+    async def zero(self, lba, blocks, *, may_unmap):
+        await self._turn("zero", lba, blocks)
+        self._drop(lba, blocks)
+
+    async def unmap(self, lba, blocks):
+        await self._turn("unmap", lba, blocks)
+        self._drop(lba, blocks)
+
+    async def _turn(self, *what):
+        self.log.append(what)
+        await self.may_go.wait()
+        await asyncio.sleep(0)
+        if self.fails_with is not None:
+            raise sense.CheckCondition(self.fails_with)
+
+    def _drop(self, lba, blocks):
+        for each in [each for each in self.content if lba <= each < lba + blocks]:
+            del self.content[each]
+
+    def map(self, lba, blocks):
+        if not self.knows_map:
+            return None
+        mapped = lba in self.content
+        run = next((n for n in range(blocks) if ((lba + n) in self.content) != mapped), blocks)
+        return Extent(mapped, run)
+
+    def mark_bad(self, lba):
+        self.bad.add(lba)
+        return len(self.bad) <= 4
+
+    def bad_blocks(self):
+        return sorted(self.bad)
+
+    def clear_bad(self):
+        self.bad.clear()
+
+    def counts(self):
+        return self.counted
 
     def set_write_cache(self, enabled):
         self.log.append(("write_cache", enabled))
@@ -82,7 +144,8 @@ class Rig:
     """One logical unit, any number of initiators; `itl` is the first one's, without a pending unit attention."""
 
     def __init__(self, loop, **medium):
-        definition = {key: medium.pop(key) for key in ("write_cache", "vendor", "product") if key in medium}
+        names = {field.name for field in fields(LuDefinition)} & set(medium)
+        definition = {"cdb32": True} | {key: medium.pop(key) for key in names}
         self.loop = loop
         self.medium = FakeMedium(**medium)
         self.gate = RecordingGate()
@@ -98,9 +161,9 @@ class Rig:
         nexus = nexus or Nexus(InitiatorPort("guest"), self.port)
         return self.unit.attach(nexus, RecordingGate())
 
-    def task(self, command, *, itl=None, attribute=TaskAttribute.SIMPLE, data_out=b"", tag=None, **fields):
+    def task(self, command, *, itl=None, attribute=TaskAttribute.SIMPLE, data_out=b"", tag=None, **values):
         self.tags += 1
-        cdb = command if isinstance(command, bytes) else cdb_of(command, **fields)
+        cdb = command if isinstance(command, bytes) else cdb_of(command, **values)
         return Task(
             itl or self.itl, self.tags if tag is None else tag, attribute, cdb, data_out, 1 << 20, len(data_out)
         )
@@ -140,7 +203,10 @@ def cdb_of(name, **values):
     row = ROWS[name]
     cdb = bytearray(row.cdb_length)
     cdb[0] = row.opcode
-    cdb[1] |= row.service_action or 0
+    if row.opcode == VARIABLE_LENGTH:
+        cdb[7], cdb[8:10] = row.cdb_length - 8, row.service_action.to_bytes(2)
+    else:
+        cdb[1] |= row.service_action or 0
     allocation = row.field("allocation_length")
     if allocation and "allocation_length" not in values:
         values["allocation_length"] = (1 << 8 * allocation.length) - 1

@@ -130,13 +130,25 @@ def test_block_limits(lu, ok):
     assert data[4] == 1
     assert data[5] == 255
     assert int.from_bytes(data[6:8]) == 8
-    assert int.from_bytes(data[8:12]) == 0
+    assert int.from_bytes(data[8:12]) == (64 << 20) // 512
     assert int.from_bytes(data[12:16]) == 2048
     assert int.from_bytes(data[20:24]) == 0xFFFFFFFF
     assert int.from_bytes(data[24:28]) == 256
     assert int.from_bytes(data[28:32]) == 8
     assert int.from_bytes(data[32:36]) == 1 << 31
     assert int.from_bytes(data[36:44]) == (4 << 30) // 512
+    assert int.from_bytes(data[44:48]) == 2048
+    assert not any(data[48:])
+
+
+def test_a_write_same_of_zero_blocks_may_be_allowed(make_lu, ok):
+    assert page(ok, make_lu(wsnz=False), 0xB0)[4] == 0
+
+
+def test_no_atomic_length_is_claimed_when_the_store_gives_none(make_lu, ok, fails):
+    lu = make_lu(atomic_blocks=0)
+    assert not any(page(ok, lu, 0xB0)[44:])
+    fails(lu, "WRITE ATOMIC(16)", sense.INVALID_COMMAND_OPERATION_CODE)
 
 
 def test_block_limits_count_in_blocks(make_lu, ok):

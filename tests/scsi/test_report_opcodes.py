@@ -4,7 +4,7 @@
 import pytest
 
 from vhost_scsi.scsi import sense, sense_data
-from vhost_scsi.scsi.commands import COMMANDS
+from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH, Feature
 from vhost_scsi.scsi.medium import Capabilities
 from vhost_scsi.scsi.task import Complete
 
@@ -55,7 +55,7 @@ def test_one_command_with_timeouts(lu, ok):
 
 
 @pytest.mark.parametrize(
-    ("options", "opcode", "action"), [(1, 0x83, 0), (2, 0x9E, 0x12), (3, 0x9E, 0x12), (3, 0x28, 1)]
+    ("options", "opcode", "action"), [(1, 0x83, 0), (2, 0x9E, 0x1F), (3, 0x9E, 0x1F), (3, 0x28, 1)]
 )
 def test_a_command_that_is_not_there(lu, ok, options, opcode, action):
     given = {"requested_operation_code": opcode, "requested_service_action": action}
@@ -85,7 +85,8 @@ def test_the_list_ends_at_the_allocation_length(lu, ok):
 
 def test_unmap_is_not_offered_without_a_medium_that_can(make_lu, ok, fails):
     lu = make_lu(capabilities=Capabilities())
-    assert len(all_commands(ok(lu, RSOC), 8)) == len(COMMANDS) - 1
+    needing = [row for row in COMMANDS if row.requires is Feature.UNMAP]
+    assert len(all_commands(ok(lu, RSOC), 8)) == len(COMMANDS) - len(needing)
     assert ok(lu, RSOC, reporting_options=1, requested_operation_code=0x42)[1] == 1
     fails(lu, "UNMAP", sense.INVALID_COMMAND_OPERATION_CODE)
 
@@ -104,25 +105,43 @@ def test_every_other_operation_code_is_refused(lu, fails):
 
 
 def test_an_unknown_service_action_is_an_invalid_field(lu, fails):
-    fails(lu, bytes([0x9E, 0x12]) + bytes(14), sense.INVALID_FIELD_IN_CDB, at=(1, 4))
+    fails(lu, bytes([0x9E, 0x1F]) + bytes(14), sense.INVALID_FIELD_IN_CDB, at=(1, 4))
 
 
 @by_name
-def test_every_unused_bit_is_refused_with_a_pointer_to_it(lu, fails, row):
+def test_every_unused_bit_is_refused_with_a_pointer_to_it(lu, fails, cdb, row):
     first = 1
     for byte in range(first, row.cdb_length):
         for bit in range(8):
             if row.usage[byte] >> bit & 1:
                 continue
-            if byte == 1 and row.service_action is not None and bit < 5:
+            if row.opcode == VARIABLE_LENGTH:
+                # The service action; NACA, which C sees first.
+                if byte in (8, 9) or (byte, bit) == (1, 2):
+                    continue
+            elif byte == 1 and row.service_action is not None and bit < 5:
                 continue
-            cdb = bytearray(row.cdb_length)
-            cdb[0], cdb[1] = row.opcode, row.service_action or 0
-            cdb[byte] |= 1 << bit
-            fails(lu, bytes(cdb), sense.INVALID_FIELD_IN_CDB, at=(byte, bit))
+            wrong = bytearray(cdb(row.name, **({"allocation_length": 0} if row.field("allocation_length") else {})))
+            wrong[byte] |= 1 << bit
+            fails(lu, bytes(wrong), sense.INVALID_FIELD_IN_CDB, at=(byte, bit))
 
 
 @by_name
-def test_a_cdb_that_is_too_short_is_refused(lu, fails, row):
-    cdb = bytes([row.opcode, row.service_action or 0]) + bytes(row.cdb_length - 3)
-    fails(lu, cdb, sense.INVALID_FIELD_IN_CDB)
+def test_a_cdb_that_is_too_short_is_refused(lu, fails, cdb, row):
+    fails(lu, cdb(row.name)[:-1], sense.INVALID_FIELD_IN_CDB)
+
+
+def test_nothing_is_reserved_where_nobody_is_strict(make_lu, ok):
+    ok(make_lu(strict=False), bytes([0x12, 0xE0, 0, 0, 36, 0]))
+
+
+def test_a_variable_length_cdb_says_its_own_length(lu, fails, cdb):
+    wrong = bytearray(cdb("READ(32)", blocks=1))
+    wrong[7] = 0x10
+    fails(lu, bytes(wrong), sense.INVALID_FIELD_IN_CDB, at=(7, 7))
+
+
+def test_cdbs_of_32_bytes_are_served_where_they_are_wanted(make_lu, ok, fails, cdb):
+    lu = make_lu(cdb32=False)
+    assert not any(each[0] == VARIABLE_LENGTH for each in all_commands(ok(lu, RSOC), 8))
+    fails(lu, cdb("READ(32)", blocks=1), sense.INVALID_COMMAND_OPERATION_CODE)

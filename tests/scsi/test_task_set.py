@@ -151,7 +151,7 @@ def test_the_aca_attribute_is_refused_and_the_gate_opens(script, lu):
     [
         ("000000000004", sense.INVALID_FIELD_IN_CDB),
         ("28000000000000000004", sense.INVALID_FIELD_IN_CDB),
-        ("7f04", sense.INVALID_COMMAND_OPERATION_CODE),
+        ("7f04", sense.INVALID_FIELD_IN_CDB),
     ],
 )
 def test_naca_is_refused_and_the_gate_opens(lu, fails, cdb, code):

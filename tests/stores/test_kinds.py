@@ -122,7 +122,17 @@ def test_resize_and_map_of_a_file(disk: Path, with_core: WithCore) -> None:
             store.map(4096, 1)
         store.close()
         store = open_store("memory:1M", core)
-        assert store.map(0, 4096) is None
+        assert store.map(0, 1 << 20) == Extent(False, 1 << 20)
+        await store.write(8192, b"data")
+        await store.write(200_000, bytes(400_000))
+        assert store.map(0, 1 << 20) == Extent(False, 8192)
+        assert store.map(8192, 1 << 19) == Extent(True, 4096)
+        assert store.map(12288, 1 << 19) == Extent(False, 196608 - 12288)
+        assert store.map(200_000, 1 << 19) == Extent(True, 602112 - 200_000)
+        await store.unmap(0, 300_000)
+        assert store.map(0, 1 << 20) == Extent(False, 299008)
+        await store.zero(0, 1 << 20)
+        assert store.map(0, 1 << 20) == Extent(False, 1 << 20)
         with pytest.raises(VhostScsiError, match="cannot be resized"):
             store.resize(2**62)
         store.close()

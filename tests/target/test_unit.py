@@ -26,7 +26,7 @@ from tests.live import (
 )
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi import sense
-from vhost_scsi.scsi.commands import COMMANDS, Feature
+from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH
 from vhost_scsi.stores import PythonStore, open_store
 from vhost_scsi.target import LuSpec
 from vhost_scsi.vhost_user.device import VirtioScsiDevice
@@ -369,16 +369,16 @@ def test_a_target_with_every_lun_there_can_be(make_live: Callable[[str, int], Li
 
 def test_report_supported_operation_codes_names_what_runs(live: Live) -> None:
     cdb = bytes([0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0])
-    with live.end((0, 0, live.unit())).connect() as host:
+    with live.end((0, 0, live.unit(cdb32=True))).connect() as host:
         host.ready()
         data = host.ok(cdb, in_len=4096)
         length = int.from_bytes(data[:4], "big")
         listed = {(data[at], int.from_bytes(data[at + 2 : at + 4], "big")) for at in range(4, 4 + length, 8)}
-        assert listed == {
-            (row.opcode, row.service_action or 0) for row in COMMANDS if row.requires in (Feature.NONE, Feature.UNMAP)
-        }
-        for opcode in {code for code, _ in listed} - {0x04}:
-            result = host.command(bytes([opcode, *bytes(31)]), in_len=512)
+        assert listed == {(row.opcode, row.service_action or 0) for row in COMMANDS}
+        for opcode, action in listed - {(0x04, 0)}:
+            wide = action.to_bytes(2) if opcode == VARIABLE_LENGTH else bytes(2)
+            cdb = bytes([opcode, 0 if any(wide) else action, *bytes(5), 0x18 if any(wide) else 0, *wide, *bytes(22)])
+            result = host.command(cdb, in_len=512)
             assert result.sense[12:14] != b"\x20\x00", f"{opcode:#x} is listed and not known"
 
 

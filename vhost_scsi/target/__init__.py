@@ -4,9 +4,10 @@
 Transports stand on this: they make nexuses and carry tasks; what a LUN is and who may do what is decided below.
 """
 
+from vhost_scsi.target.medium import LuSpec
 from vhost_scsi.target.port import MappedLun, Port
 from vhost_scsi.target.target import Target
 from vhost_scsi.target.tmf import TaskManagementFunction
-from vhost_scsi.target.unit import LuSpec, LuStats, Unit
+from vhost_scsi.target.unit import LuStats, Unit
 
 __all__ = ["LuSpec", "LuStats", "MappedLun", "Port", "Target", "TaskManagementFunction", "Unit"]

@@ -18,10 +18,11 @@ from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
 from vhost_scsi.stores import Store
 from vhost_scsi.target import tmf
+from vhost_scsi.target.medium import LuSpec
 from vhost_scsi.target.port import MappedLun, Port
 from vhost_scsi.target.port_ids import PortIds, PortIdsInMemory
 from vhost_scsi.target.tmf import TaskManagementFunction
-from vhost_scsi.target.unit import LuSpec, Unit
+from vhost_scsi.target.unit import Unit
 
 
 class Target:

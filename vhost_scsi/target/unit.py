@@ -15,29 +15,14 @@ from uuid import UUID
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.scsi import limits, sense
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
-from vhost_scsi.scsi.medium import Capabilities, Support
 from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.sense import CheckCondition
 from vhost_scsi.stores import Store
+from vhost_scsi.target.medium import LuSpec, StoreMedium
 
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
-
-
-@dataclass(frozen=True, slots=True)
-class LuSpec:
-    """What a user says of a logical unit. `block_size` in bytes, a power of two from 512 on; `write_cache` is WCE's
-    default."""
-
-    name: str
-    uuid: UUID
-    block_size: int = 512
-    write_cache: bool = True
-    read_only: bool = False
-    rotational: bool | None = None
-    physical_block_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,97 +36,11 @@ class LuStats:
     write_bytes: int
     escalated: int
     failed: int
-
-
-class StoreMedium:
-    """`scsi.medium.Medium` over a store and the data plane's logical unit."""
-
-    def __init__(self, core: Core, spec: LuSpec, store: Store) -> None:
-        self._core = core
-        self._spec = spec
-        self.store: Final = store
-        self._write_cache = True
-        self._descriptor_sense = False
-        self.lu: CData | None = None
-
-    def _info(self) -> Any:
-        info = ffi.new("struct vs_store_info *")
-        lib.vs_store_info(self.store.handle, info)
-        return info
-
-    @property
-    def block_size(self) -> int:
-        return self._spec.block_size
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self._info().size) // self._spec.block_size
-
-    @property
-    def read_only(self) -> bool:
-        return self._spec.read_only or bool(self._info().read_only)
-
-    @property
-    def rotational(self) -> bool:
-        return bool(self._info().rotational) if self._spec.rotational is None else self._spec.rotational
-
-    @property
-    def capabilities(self) -> Capabilities:
-        info = self._info()
-        return Capabilities(unmap=Support(info.unmap), zero=Support(info.zero), fua=Support(info.fua))
-
-    @property
-    def lbprz(self) -> bool:
-        return bool(self._info().unmapped_reads_zero)
-
-    @property
-    def physical_block_exponent(self) -> int:
-        size = self._spec.physical_block_size or max(self._spec.block_size, self._info().optimal_io or 0)
-        exponent = (size // self._spec.block_size).bit_length() - 1
-        return min(max(exponent, 0), 15)
-
-    @property
-    def unmap_granularity(self) -> int:
-        return int(self._info().discard_granularity) // self._spec.block_size
-
-    @property
-    def flush_failed(self) -> bool:
-        return bool(self._info().failed)
-
-    async def flush(self) -> None:
-        reply = await self._core.message(
-            lambda cookie: lib.vs_store_submit_control(
-                self._core.handle, self.store.handle, 0, lib.VS_IO_FLUSH, 0, 0, 0, ffi.NULL, cookie
-            )
-        )
-        if reply.err:
-            raise CheckCondition(sense.WRITE_ERROR)
-
-    def set_write_cache(self, enabled: bool) -> None:
-        self._write_cache = enabled
-        self.apply()
-
-    def set_descriptor_sense(self, enabled: bool) -> None:
-        self._descriptor_sense = enabled
-        self.apply()
-
-    def params(self, cookie: int = 0) -> Any:
-        """What C must know of the unit now."""
-        out = ffi.new("struct vs_lu_params *")
-        out.num_blocks = self.num_blocks
-        out.cookie = cookie
-        out.block_size = self.block_size
-        out.max_unmap_blocks = limits.UNMAP_BLOCKS
-        out.max_unmap_descriptors = limits.UNMAP_DESCRIPTORS
-        out.max_write_same_blocks = min(limits.WRITE_SAME_BYTES // self.block_size, 0xFFFFFFFF)
-        out.write_cache = self._write_cache
-        out.descriptor_sense = self._descriptor_sense
-        out.unmap = self.capabilities.unmap is not Support.NONE
-        return out
-
-    def apply(self) -> None:
-        if self.lu is not None:
-            lib.vs_lu_update(self.lu, self.params())
+    verifies: int
+    verify_bytes: int
+    read_errors: int
+    write_errors: int
+    verify_errors: int
 
 
 class Unit:
@@ -161,7 +60,9 @@ class Unit:
         self.handle: Final[CData] = out[0]
         medium.lu = self.handle
         self.gate: Final[Gate] = core.gate(self.handle)
-        definition = LuDefinition(spec.name, spec.uuid, write_cache=spec.write_cache)
+        definition = LuDefinition(
+            spec.name, spec.uuid, write_cache=spec.write_cache, strict=spec.strict, wsnz=spec.wsnz, cdb32=spec.cdb32
+        )
         self.logical_unit: Final = LogicalUnit(definition, medium, self.gate, saved)
         self._resets = 0
         core.listen(lib.VS_UP_STORE_FAILED, self.cookie, self._store_failed)
