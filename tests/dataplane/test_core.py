@@ -83,7 +83,7 @@ def test_a_coroutine_that_gave_up_does_not_disturb_the_reply(live: Live) -> None
 
 
 def test_a_fence_waits_for_what_is_in_flight_and_holds_what_comes(live: Live) -> None:
-    unit = live.unit("delay(read=200ms):memory:1M")
+    unit = live.unit("delay(read=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         early = host.send(read10(0, 1), in_len=512)
@@ -137,7 +137,7 @@ def test_open_after_close_does_not_undo_a_later_close(live: Live) -> None:
 
 
 def test_fences_of_two_coroutines_on_one_gate(live: Live) -> None:
-    unit = live.unit("delay(read=100ms):memory:1M")
+    unit = live.unit("delay(read=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         tag = host.send(read10(0, 1), in_len=512)
@@ -158,7 +158,7 @@ def test_a_slow_drain_is_named_in_the_log(
 ) -> None:
     monkeypatch.setattr("vhost_scsi.dataplane.core.SLOW_DRAIN", 0.05)
     caplog.set_level(logging.WARNING, "vhost_scsi.data")
-    unit = live.unit("delay(read=300ms):memory:1M")
+    unit = live.unit("delay(read=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         tag = host.send(read10(0, 1), in_len=512)
@@ -170,7 +170,7 @@ def test_a_slow_drain_is_named_in_the_log(
 
 
 def test_a_snapshot_names_a_task_and_where_it_is(live: Live) -> None:
-    unit = live.unit("delay(read=300ms):memory:1M")
+    unit = live.unit("delay(read=700ms):memory:1M")
     end = live.end((0, 0, unit))
     with end.connect() as host:
         host.ready()

@@ -53,7 +53,7 @@ class Both:
 @pytest.fixture(params=[1, 2], ids=["one-worker", "two-workers"])
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Both]:
     live = Live(tmp_path, "auto", request.param)
-    disk = live.unit("delay(write=100ms):memory:16M")
+    disk = live.unit("delay(write=700ms):memory:16M")
     end = live.end((0, 0, disk))
     node = Node()
     node.add_target(IscsiTarget(TARGET, luns={0: "disk"}))

@@ -13,7 +13,7 @@ from tests.live import Host, Live, good, set_swp, set_wce, write10
 @pytest.mark.parametrize("change", [set_swp, lambda host, value, **options: set_wce(host, not value, **options)])
 def test_a_mode_change_waits_for_commands_in_c(live: Live, change: Callable[..., None]) -> None:
     """Else a write would reach the medium after the answer that says it is protected, or nothing is cached."""
-    unit = live.unit("delay(write=250ms):memory:1M")
+    unit = live.unit("delay(write=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         writes = [host.send(write10(8 * n, 8), bytes(4096), queue=n) for n in range(2)]
@@ -23,7 +23,7 @@ def test_a_mode_change_waits_for_commands_in_c(live: Live, change: Callable[...,
 
 
 def test_a_hold_waits_for_commands_in_c(live: Live) -> None:
-    unit = live.unit("delay(write=250ms):memory:1M")
+    unit = live.unit("delay(write=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         write = host.send(write10(0, 8), bytes(4096))

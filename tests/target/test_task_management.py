@@ -64,7 +64,7 @@ def test_abort_task_ends_that_task_alone(live: Live) -> None:
 
 
 def test_an_aborted_write_touches_neither_medium_nor_buffer_any_more(live: Live) -> None:
-    unit = live.unit("delay(write=300ms):memory:1M")
+    unit = live.unit("delay(write=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         tag = host.send(write10(0, 1), b"\xee" * 512)
@@ -207,7 +207,7 @@ def test_many_functions_under_load_lose_no_task(live: Live) -> None:
 
 
 def test_an_ordered_task_waits_for_older_ones_and_holds_younger_ones(live: Live) -> None:
-    unit = live.unit("delay(write=150ms):memory:1M")
+    unit = live.unit("delay(write=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         older = host.send(write10(0, 1), b"1" * 512, queue=0)
@@ -221,7 +221,7 @@ def test_an_ordered_task_waits_for_older_ones_and_holds_younger_ones(live: Live)
 
 
 def test_a_head_of_queue_task_overtakes_those_that_wait(live: Live) -> None:
-    unit = live.unit("delay(write=200ms):memory:1M")
+    unit = live.unit("delay(write=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         first = host.send(write10(0, 1), b"1" * 512, attribute=TaskAttr.ORDERED)
@@ -262,7 +262,7 @@ def test_an_aca_task_is_refused(live: Live) -> None:
 
 def test_commands_that_a_hold_kept_come_back_in_order(live: Live) -> None:
     """A MODE SELECT that flushes holds the unit; what arrives meanwhile runs after it, in order of arrival."""
-    unit = live.unit("delay(flush=300ms):memory:1M")
+    unit = live.unit("delay(flush=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         host.ok(write10(0, 1), b"0" * 512)
@@ -281,7 +281,7 @@ def test_commands_that_a_hold_kept_come_back_in_order(live: Live) -> None:
 
 
 def test_abort_of_a_mode_select_that_waits_for_a_flush(live: Live) -> None:
-    unit = live.unit("delay(flush=300ms):memory:1M")
+    unit = live.unit("delay(flush=700ms):memory:1M")
     with live.end((0, 0, unit)).connect() as host:
         host.ready()
         page = bytes.fromhex("0812") + bytes(18)

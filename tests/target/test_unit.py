@@ -419,7 +419,7 @@ def test_names_are_unique_and_sizes_make_sense(live: Live) -> None:
 
 
 def test_a_unit_that_is_unmapped_under_load_ends_its_commands_first(live: Live) -> None:
-    unit = live.unit("delay(read=50ms):memory:1M")
+    unit = live.unit("delay(read=700ms):memory:1M")
     end = live.end((0, 0, unit), (0, 1, live.unit(name="stays")))
     with end.connect() as host:
         host.ready((0, 0), (0, 1))

@@ -207,7 +207,7 @@ def test_indirect_where_it_was_not_negotiated(live: Live) -> None:
 
 
 def test_a_head_that_is_still_in_flight(live: Live) -> None:
-    end = live.end((0, 0, live.unit("delay(read=300ms):memory:1M")))
+    end = live.end((0, 0, live.unit("delay(read=700ms):memory:1M")))
     with end.connect() as host:
         host.ready()
         tag = host.send(read10(0, 1), in_len=512)

@@ -395,7 +395,7 @@ def test_a_ring_that_was_kicked_cannot_be_changed(end: End, change: str) -> None
 
 
 def test_memory_comes_and_goes_under_load(live: Live) -> None:
-    end = live.end((0, 0, live.unit("delay(read=150ms):memory:16M")))
+    end = live.end((0, 0, live.unit("delay(read=700ms):memory:16M")))
     steps = Steps(end, regions=2)
     try:
         frontend = steps.frontend
@@ -544,7 +544,7 @@ def test_connections_leave_nothing_behind(live: Live, end: End, number: int) -> 
     live.wait_until_free(end)
     del host
     gc.collect()
-    assert len(open_fds()) <= fds + 2
+    live.wait_for(lambda: len(open_fds()) <= fds + 2, "the descriptors of the last connections to be closed")
     assert len(live.run(asyncio.all_tasks)) <= tasks + 1
     assert resident_kib() - kib < 4096 + number
 

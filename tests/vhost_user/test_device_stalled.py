@@ -7,7 +7,7 @@ from tests.live import Live, good, inquiry, mode_select10, write10
 
 
 def test_a_request_that_waits_for_credit_is_taken_again_after_a_stop(live: Live) -> None:
-    end = live.end((0, 0, live.unit("delay(flush=400ms):memory:1M")), credit=2)
+    end = live.end((0, 0, live.unit("delay(flush=700ms):memory:1M")), credit=2)
     with end.connect() as host:
         host.ready()
         host.ok(write10(0, 1), bytes(512))
