@@ -243,14 +243,15 @@ def make_target(wanted: TargetConfig, luns: Mapping[int, str], node: IscsiConfig
         frozenset(wanted.portal_groups),
         tuple(make_acl(entry, node) for entry in wanted.acl),
         make_auth(wanted, node),
-        make_offer(wanted.keys),
+        make_offer(wanted.keys, make_limits(node.limits)),
         None if wanted.redirect is None else Redirect(wanted.redirect.address, wanted.redirect.permanent),
         wanted.enabled,
     )
 
 
-def make_offer(wanted: KeysConfig) -> Offer:
-    given: dict[str, Any] = wanted.model_dump(exclude_none=True)
+def make_offer(wanted: KeysConfig, limits: Limits) -> Offer:
+    # As many connections as the node has for a session, where a target does not say less.
+    given: dict[str, Any] = {"max_connections": limits.connections_per_session, **wanted.model_dump(exclude_none=True)}
     for name, value in given.items():
         given[name] = tuple(value) if isinstance(value, list) else value
     return Offer(**given)

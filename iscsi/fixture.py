@@ -107,6 +107,17 @@ class Target:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        """As `with`, without holding up the caller's loop; the target has a loop of its own all the same."""
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Not to be left half way: what runs belongs to nobody then.
+        await asyncio.shield(asyncio.to_thread(self.close))
+
     async def _start(self) -> None:
         self._core = Core(self._options)
         await self._core.start()

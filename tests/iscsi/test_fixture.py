@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -49,6 +50,23 @@ def test_several_units_portals_and_targets_at_once(tmp_path: Path) -> None:
         for portal in (0, 1):
             assert "Total size:2097152" in tool("iscsi-readcapacity16", one.url_of(5, portal)).stdout
         assert "Total size:4194304" in tool("iscsi-readcapacity16", other.url).stdout
+
+
+def test_two_in_an_asyncio_program_leave_nothing_behind() -> None:
+    async def look(target: Target) -> str:
+        words = ("iscsi-readcapacity16", target.url)
+        process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+        return (await process.communicate())[0].decode()
+
+    async def program() -> list[str]:
+        async with Target("memory:1M") as one, Target("memory:2M") as two:
+            return await asyncio.gather(look(one), look(two))
+
+    asyncio.run(program())  # whatever a process has open once
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    said = asyncio.run(program())
+    assert ["Total size:1048576" in said[0], "Total size:2097152" in said[1]] == [True, True]
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, descriptors)
 
 
 def test_sessions_can_be_dropped_and_refusals_read(iscsi_target: Target) -> None:
