@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vhost-scsi lun list`: the logical units of a running daemon, and where they are mapped."""
+"""`vhost-scsi lun list|resize`: the logical units of a running daemon, where they are mapped, and their size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import print_json, print_table, size
+from vhost_scsi.cli.output import print_json, print_table, say, size
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.stores import values
 
 
 @click.group("lun")
@@ -29,6 +31,29 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
         ["unit", "at", ">size", ">block", "mode", "store", ">reads", ">writes", ">failed", "uuid"],
         [_row(unit) for unit in answer["logical_units"]],
     )
+
+
+@command.command("resize")
+@click.argument("lu", metavar="NAME")
+@click.argument("new_size", metavar="[SIZE]", default="", required=False)
+@which_daemon
+def resize(lu: str, new_size: str, name: str, control: str | None, as_json: bool) -> None:
+    """Give a logical unit another size, such as 20G, and tell everybody who uses it.
+
+    Without SIZE it gets the size that its file or device has by now. What is cut off is lost.
+    """
+    try:
+        wanted = values.size(new_size) if new_size else 0
+        if new_size and not wanted:
+            raise ValueError("not zero")
+    except ValueError as error:
+        raise ConfigError(f"size {new_size!r}: {error}") from None
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.resize", lu=lu, size=wanted)
+    if as_json:
+        print_json(answer)
+        return
+    say(f"{answer['name']}: {answer['size_bytes']} bytes, {answer['size_bytes_before']} before")
 
 
 def _row(unit: dict[str, Any]) -> tuple[Any, ...]:

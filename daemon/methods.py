@@ -36,6 +36,10 @@ def table(service: Service) -> Mapping[str, Method]:
     rows = (
         Method("status", "what runs here, and how it does", calls.status),
         Method("lun.list", "logical units and where they are mapped", calls.lun_list),
+        Method("lun.resize", "another size for a logical unit, told to all who use it", calls.lun_resize, (
+            Param("lu", "string", "name of the logical unit", required=True),
+            Param("size", "integer", "bytes; 0 or nothing: what its file or device has by now"),
+        )),
         Method("queue.list", "every virtqueue of every port", calls.queue_list),
         Method(
             "queue.show",
@@ -129,6 +133,13 @@ class _Calls:
                 }
             )
         return {"logical_units": units}
+
+    async def lun_resize(self, lu: str, size: int = 0) -> dict[str, Any]:
+        unit = self._service.target.units.get(lu)
+        if unit is None:
+            raise RpcError(REFUSED, f"there is no logical unit {lu[:200]!r}")
+        before = unit.num_blocks * unit.block_size
+        return {"name": unit.name, "size_bytes": await unit.resize(size), "size_bytes_before": before}
 
     def queue_list(self) -> dict[str, Any]:
         rows = []

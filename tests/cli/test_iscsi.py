@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tests.cli.test_bad_input import one_line
 from tests.iscsi.client import ASYNC_MESSAGE, NO_TAG, Client
 from tests.iscsi.libiscsi import tool
 from tests.iscsi.scsi_host import ScsiHost
+from vhost_scsi.scsi import sense
 from vhost_scsi.vhost_user.initiator import Initiator
 
 IQN = "iqn.2026-11.org.example:disk"
@@ -122,6 +124,24 @@ def test_sessions_and_connections_are_seen(served: Served, ask: Ask, run: Run) -
     assert ask("portal", "list")["portals"][0]["targets"] == 1
     assert "127.0.0.1" in run("portal", "list").stdout
     assert IQN in run("target", "list").stdout
+
+
+def test_a_unit_gets_another_size(serve: Serve, ask: Ask, run: Run, disk: Path) -> None:
+    before = disk.stat().st_size
+    served = serve("--iscsi", "127.0.0.1:0", "--target", IQN, "--lun", f"0={disk}", socket_path=False)
+    with ScsiHost(address_of(served), IQN) as host:
+        host.ready()
+        answer = ask("lun", "resize", "lun-0", f"{before // 512 * 1024}")
+        assert (answer["size_bytes"], answer["size_bytes_before"]) == (2 * before, before)
+        assert disk.stat().st_size == 2 * before
+        host.fails(sense.CAPACITY_DATA_HAS_CHANGED, bytes(6))
+        os.truncate(disk, before)
+        assert run("lun", "resize", "lun-0").stdout == f"lun-0: {before} bytes, {2 * before} before\n"
+        host.fails(sense.CAPACITY_DATA_HAS_CHANGED, bytes(6))
+    one_line(run("lun", "resize", "lun-0", "1000"), 7, "size 1000 is not a multiple of the block size 512")
+    one_line(run("lun", "resize", "lun-0", "much"), 3, "size 'much': a size is a whole number")
+    one_line(run("lun", "resize", "lun-0", "0"), 3, "not zero")
+    one_line(run("lun", "resize", "nothing"), 7, "there is no logical unit 'nothing'")
 
 
 def test_a_connection_tells_how_long_its_commands_took(served: Served, ask: Ask, run: Run) -> None:

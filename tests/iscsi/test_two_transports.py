@@ -5,6 +5,7 @@ attentions, resets and mode pages in each direction (DESIGN: what happens to a u
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tests.live import (
     set_wce,
     write10,
 )
+from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi.data_plane import DataPlane
 from vhost_scsi.iscsi.node import Node
 from vhost_scsi.iscsi.portals import Portal
@@ -187,3 +189,52 @@ def test_each_sees_the_whole_of_an_exclusive_write(both: Both) -> None:
         seen = both.host.ok(read10(64, 8), in_len=8 * BLOCK)
         assert {seen[at : at + BLOCK] for at in range(0, len(seen), BLOCK)} <= {A, B}
         assert both.vm.ok(read10(64, 8), in_len=8 * BLOCK) == seen
+
+
+READ_CAPACITY = bytes([0x25]) + bytes(9)
+
+
+def blocks(answer: bytes) -> int:
+    return int.from_bytes(answer[:4], "big") + 1
+
+
+@pytest.mark.parametrize("size", [24 << 20, 8 << 20], ids=["longer", "shorter"])
+def test_another_size_is_told_to_both(both: Both, size: int) -> None:
+    assert both.live.call(both.live.units["disk"].resize(size)) == size
+    last = size // BLOCK - 1
+    for initiator in (both.vm, both.host):
+        initiator.fails(sense.CAPACITY_DATA_HAS_CHANGED, TEST_UNIT_READY)
+        assert blocks(initiator.ok(READ_CAPACITY, in_len=8)) == last + 1
+        initiator.ok(write10(last, 1), A)
+        initiator.fails(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, write10(last, 2), A + A)
+        initiator.fails(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, read10(last + 1, 1), in_len=BLOCK)
+
+
+def test_the_same_size_is_told_to_nobody(both: Both) -> None:
+    assert both.live.call(both.live.units["disk"].resize(16 << 20)) == 16 << 20
+    both.vm.ok(TEST_UNIT_READY)
+    both.host.ok(TEST_UNIT_READY)
+
+
+def test_a_size_that_is_no_number_of_blocks(both: Both) -> None:
+    for size in (1000, -512, 1 << 62):
+        with pytest.raises(ConfigError, match="logical unit disk"):
+            both.live.call(both.live.units["disk"].resize(size))
+    both.vm.ok(TEST_UNIT_READY)
+    assert blocks(both.host.ok(READ_CAPACITY, in_len=8)) == (16 << 20) // BLOCK
+
+
+def test_what_is_in_flight_beyond_a_new_end_has_ended_before(both: Both) -> None:
+    """Writes of both are in the store while it is cut off; what comes behind them waits and is refused."""
+    end = (8 << 20) // BLOCK
+    vm, host = both.vm.send(write10(end, 1), A), both.host.send(write10(end + 1, 1), A)
+    both.live.wait_for(lambda: both.live.in_flight() == 2, "both writes")
+    resizing = asyncio.run_coroutine_threadsafe(both.live.units["disk"].resize(8 << 20), both.live.thread.loop)
+    assert both.vm.wait(vm).status == both.host.wait(host).status == 0
+    assert resizing.result(30) == 8 << 20
+    for initiator in (both.vm, both.host):
+        initiator.fails(sense.CAPACITY_DATA_HAS_CHANGED, TEST_UNIT_READY)
+        initiator.fails(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, write10(end, 1), A)
+    both.live.call(both.live.units["disk"].resize(16 << 20))
+    both.vm.ready()
+    assert both.vm.ok(read10(end, 2), in_len=2 * BLOCK) == bytes(2 * BLOCK), "what was cut off is gone"

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
-from vhost_scsi.errors import ConfigError
+from vhost_scsi.errors import ConfigError, VhostScsiError
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
 from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.sense import CheckCondition
@@ -59,6 +59,7 @@ class Unit:
             raise ConfigError(f"logical unit {spec.name}: the data plane refuses it (error {-err})")
         self.handle: Final[CData] = out[0]
         medium.lu = self.handle
+        self._medium = medium
         self.gate: Final[Gate] = core.gate(self.handle)
         definition = LuDefinition(
             spec.name, spec.uuid, write_cache=spec.write_cache, strict=spec.strict, wsnz=spec.wsnz, cdb32=spec.cdb32
@@ -112,6 +113,26 @@ class Unit:
             "here on until the unit is opened again",
             self.name,
         )
+
+    async def resize(self, size: int = 0) -> int:
+        """Gives the store another size, in bytes, or takes over the one that its file has by now (0); returns what it
+        has then. Nothing is in flight meanwhile, commands that come wait; every nexus learns of a change (SBC-4 4.7).
+        What ends beyond a new end is refused from then on. Raises VhostScsiError, with nothing changed."""
+        if size < 0 or size % self.block_size:
+            raise ConfigError(
+                f"logical unit {self.name}: size {size} is not a multiple of the block size {self.block_size}"
+            )
+        async with self.logical_unit.held():
+            before = self.num_blocks
+            try:
+                self.store.resize(size)
+            except VhostScsiError as error:
+                raise ConfigError(f"logical unit {self.name}: {error}") from None
+            self._medium.apply()
+            if self.num_blocks != before:
+                self._core.log.info("logical unit %s: %d blocks, %d before", self.name, self.num_blocks, before)
+                self.logical_unit.capacity_changed()
+        return self.num_blocks * self.block_size
 
     async def close(self) -> None:
         """Nothing is mapped any more: ends what is left and destroys the unit and its store."""
