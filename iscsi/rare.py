@@ -174,11 +174,17 @@ class RareHandler:
             raise Refused(rejected.reason, str(rejected)) from None
         for pair in reply.rejected:
             self._tell(connection, "key", f"key {pair.key}={pair.value}", "the value is not admissible")
-        self._send(connection, reply.header, reply.data)
         declared = int(connection.negotiation.values["MaxRecvDataSegmentLength"])
+        if declared != connection.max_send and declared >= len(reply.data):
+            # Before the answer: who has it counts on it.
+            self._set_max_send(connection, declared)
+        self._send(connection, reply.header, reply.data)
         if declared != connection.max_send:
-            connection.max_send = declared
-            self._full_feature.set_max_send(connection.handle, declared)
+            self._set_max_send(connection, declared)
+
+    def _set_max_send(self, connection: Connection, length: int) -> None:
+        connection.max_send = length
+        self._full_feature.set_max_send(connection.handle, length)
 
     def _nop_out(self, connection: Connection, request: NopOut, ahs: bytes, data: bytes) -> None:
         if request.initiator_task_tag == RESERVED_TAG:
