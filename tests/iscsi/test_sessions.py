@@ -32,8 +32,9 @@ def target(tmp_path: Path) -> Iterator[Served]:
 
 
 def joined(target: Served, host: ScsiHost, cid: int = 2) -> ScsiHost:
+    before = target.live.run(lambda: target.node.sessions.connections)
     second = target.connect(tsih=host.client.tsih, cid=cid)
-    target.live.wait_for(lambda: target.node.sessions.connections == 2, "the second connection")
+    target.live.wait_for(lambda: target.node.sessions.connections == before + 1, "the second connection")
     return second
 
 
