@@ -112,11 +112,15 @@ test-all: export FUZZ_SECONDS := 600
 test-all: export STRESS_SECONDS := 300
 test-all: export GUEST_TESTS := guest
 test-all: ## everything without a time limit; writes docs/test-report.md
-	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest packaging slow qemu-tests fuzz seeded bench
+	tests/ci/run-steps --report docs/test-report.md deps build lint typecheck core-test asan tsan pytest packaging slow qemu-tests fuzz seeded bench bench-iscsi
 
 .PHONY: bench
 bench: build ## measure: IOPS of one worker against a polled driver
 	$(PY) -m bench
+
+.PHONY: bench-iscsi
+bench-iscsi: build ## measure: our iSCSI target beside tgtd and a bare sendmsg loop
+	$(PY) -m bench.iscsi
 
 .PHONY: demo
 demo: build ## boot a real Debian from our back end and look into its queues
