@@ -118,6 +118,7 @@ void vs_upcall_after_flush(struct vs_worker *w, uint32_t kind, uint64_t cookie, 
 struct vs_source {
 	int fd;
 	uint32_t events; /* EPOLLIN and/or EPOLLOUT */
+	bool once;       /* needs to be told once after each source_arm, and may be told more often; with EPOLLET in events */
 	void (*ready)(struct vs_worker *w, struct vs_source *s, uint32_t events);
 	void (*removed)(struct vs_worker *w, struct vs_source *s); /* the engine is through with it: close fd, free here */
 	bool armed, removing; /* engine's */
@@ -148,6 +149,8 @@ struct vs_engine_ops {
 	int (*source_add)(struct vs_worker *w, struct vs_source *s);
 	void (*source_del)(struct vs_worker *w, struct vs_source *s); /* removed() follows from a later reap, never from here */
 	void (*source_events)(struct vs_worker *w, struct vs_source *s, uint32_t events);
+	/* Of a source that is told once: tell again, at once if there is something to tell. source_add arms, too. Nothing while it is armed. */
+	void (*source_arm)(struct vs_worker *w, struct vs_source *s);
 	void (*submit)(struct vs_worker *w, struct vs_op *op); /* never fails: errors arrive in result; kept when the ring is full */
 	int (*reap)(struct vs_worker *w);   /* submits what is queued, runs what has ended, does not block; how many it ran */
 	bool (*pending)(struct vs_worker *w); /* cheap: does reap have something to do (queued submissions or arrived completions)? */
@@ -206,6 +209,7 @@ struct vs_worker {
 	bool ranges_moved;         /* pins that a range lock waits for have moved */
 	bool popping_for_tmf;      /* take what the rings hold, credit or not */
 	bool redoing;              /* what waited for the inbox goes on, credit or not */
+	uint32_t hot;              /* sockets that are looked at in each turn instead of being waited for */
 	struct {
 		vs_counter loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
 		_Atomic int64_t thread_id;

@@ -77,6 +77,13 @@ static void epoll_source_events(struct vs_worker *w, struct vs_source *s, uint32
 	control(epoller_of(w), EPOLL_CTL_MOD, s);
 }
 
+/* An edge that is told needs no new arming. */
+static void epoll_source_arm(struct vs_worker *w, struct vs_source *s)
+{
+	(void)w;
+	(void)s;
+}
+
 /* ---- operations ---------------------------------------------------------------------------------------------------------------------------------- */
 
 static void epoll_submit(struct vs_worker *w, struct vs_op *op)
@@ -261,6 +268,7 @@ const struct vs_engine_ops vs_engine_epoll = {
 	.source_add = epoll_source_add,
 	.source_del = epoll_source_del,
 	.source_events = epoll_source_events,
+	.source_arm = epoll_source_arm,
 	.submit = epoll_submit,
 	.reap = epoll_reap,
 	.pending = epoll_pending,

@@ -163,7 +163,10 @@ static bool slot_step(struct uring *e, struct vs_slot *slot)
 		return true;
 	}
 	s->generation = ++slot->generation;
-	io_uring_prep_poll_multishot(sqe, s->fd, s->events);
+	if (s->once)
+		io_uring_prep_poll_add(sqe, s->fd, s->events);
+	else
+		io_uring_prep_poll_multishot(sqe, s->fd, s->events);
 	sqe->user_data = slot_data(slot, TAG_SOURCE);
 	s->armed = true;
 	return true;
@@ -230,6 +233,12 @@ static void uring_source_events(struct vs_worker *w, struct vs_source *s, uint32
 		slot_advance(e, s->slot);
 }
 
+static void uring_source_arm(struct vs_worker *w, struct vs_source *s)
+{
+	if (s->slot && !s->removing && !s->armed)
+		slot_advance(uring_of(w), s->slot);
+}
+
 static void source_completed(struct vs_worker *w, struct uring *e, const struct io_uring_cqe *cqe)
 {
 	struct vs_slot *slot = vs_slots_find(&e->slots, (uint32_t)cqe->user_data >> 2, (uint32_t)(cqe->user_data >> 32));
@@ -254,7 +263,7 @@ static void source_completed(struct vs_worker *w, struct uring *e, const struct 
 			events = EPOLL_ERRORS;
 		if (events)
 			s->ready(w, s, events);
-		if (broken && !s->removing)
+		if ((broken || (s->once && events)) && !s->removing)
 			return;
 	}
 	/* ready() may have removed the source or changed its events, but it runs outside slot_step: the slot is still this one's. */
@@ -570,6 +579,7 @@ const struct vs_engine_ops vs_engine_uring = {
 	.source_add = uring_source_add,
 	.source_del = uring_source_del,
 	.source_events = uring_source_events,
+	.source_arm = uring_source_arm,
 	.submit = uring_submit,
 	.reap = uring_reap,
 	.pending = uring_pending,

@@ -127,8 +127,9 @@ struct vs_iconn {
 	uint16_t cid;
 	bool header_digest, data_digest;
 	uint32_t max_send, max_recv;
-	bool readable /* until the socket is found empty */, ended /* the peer closes, or an error: read on until it shows */, dead /* nothing more is read or sent */;
+	bool readable /* until the socket is found empty */, hot /* it is looked at in each turn, nobody tells */, ended /* the peer closes, or an error: read on until it shows */, dead /* nothing more is read or sent */;
 	bool closing, removed, blocked /* the socket is full */, rx_more /* rx may hold whole PDUs */, tx_more, starved /* of a place for the command whose header stands in rx */;
+	uint64_t hot_until_ns;
 	uint32_t upcalls;           /* PDUs in Python's hands */
 	uint32_t kept;              /* bytes of PDUs that stand in txq or are held */
 	/* receiving */
@@ -165,6 +166,11 @@ bool vs_isession_single(const struct vs_isession *s); /* it has one connection *
 void vs_iconn_maybe_gone(struct vs_iconn *c);
 void vs_iconn_measure(struct vs_iconn *c, const struct vs_icmd *x); /* its status goes out at c->push_ns */
 void vs_iconn_view(struct vs_iconn *c); /* shows control how things stand */
+/* iscsi_hot.c */
+void vs_iconn_heard(struct vs_iconn *c); /* bytes came */
+void vs_iconn_look(struct vs_iconn *c);  /* at the beginning of a turn: a hot connection may have something */
+void vs_iconn_cool(struct vs_iconn *c);
+void vs_iconn_ask(struct vs_iconn *c);   /* to be told of what is waited for */
 /* iscsi_rx.c */
 int vs_irx_poll(struct vs_iconn *c);
 bool vs_irx_has_work(const struct vs_iconn *c);

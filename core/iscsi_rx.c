@@ -24,6 +24,7 @@ static int receive(struct vs_iconn *c, void *to, size_t n)
 	} while (r < 0 && errno == EINTR);
 	if (r > 0) {
 		vs_count(&c->view.rx_bytes, (uint64_t)r);
+		vs_iconn_heard(c);
 		/* Less than asked for: nothing more is there now, and an event will tell of what comes. Only the end makes no more of them. */
 		if ((size_t)r < n && !c->ended)
 			c->readable = false;

@@ -229,6 +229,7 @@ static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 	int n = 0;
 
 	(void)w;
+	vs_iconn_look(c);
 	if (vs_unlikely(c->session->wake))
 		n += vs_icmd_wake(c->session);
 	if (vs_unlikely(c->tx_more)) {
@@ -238,6 +239,7 @@ static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 	}
 	if (vs_irx_has_work(c))
 		n += vs_irx_poll(c);
+	vs_iconn_ask(c);
 	if (n)
 		vs_iconn_view(c);
 	return n;
@@ -254,9 +256,11 @@ static void conn_flush(struct vs_worker *w, struct vs_poller *p)
 
 static bool conn_arm(struct vs_worker *w, struct vs_poller *p)
 {
-	const struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
+	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
 
 	(void)w;
+	vs_iconn_cool(c);
+	vs_iconn_ask(c);
 	return vs_irx_has_work(c) || c->session->wake || c->tx_more;
 }
 
@@ -293,6 +297,7 @@ void vs_iconn_maybe_gone(struct vs_iconn *c)
 {
 	if (!c->closing || !c->removed || c->upcalls || !vs_list_empty(&c->cmds))
 		return;
+	vs_iconn_cool(c);
 	vs_list_del(&c->link);
 	vs_list_del(&c->poller.link);
 	vs_list_del(&c->poller.dirty);
@@ -422,8 +427,8 @@ int vs_iconn_start(vs_isession *s, const struct vs_iconn_params *p, vs_iconn **o
 	c->max_send = p->max_send_segment;
 	c->max_recv = p->max_recv_segment;
 	c->stat_sn = p->stat_sn;
-	/* Edges: a connection that is held up, dead or has nothing to send must not be told again and again. */
-	c->source = (struct vs_source){ .fd = p->fd, .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .ready = conn_ready, .removed = conn_removed };
+	/* Once, or edges: a connection that is held up, dead or has nothing to send must not be told again and again. */
+	c->source = (struct vs_source){ .fd = p->fd, .events = EPOLLIN | EPOLLRDHUP | EPOLLET, .once = true, .ready = conn_ready, .removed = conn_removed };
 	c->poller = (struct vs_poller){ .poll = conn_poll, .flush = conn_flush, .arm = conn_arm };
 	vs_list_init(&c->poller.link);
 	vs_list_init(&c->poller.dirty);
