@@ -288,6 +288,8 @@ struct vs_io {
 	uint64_t offset, length;
 	struct iovec *iov;
 	int niov;
+	bool lend;               /* READ of a store that lends: nothing is copied, `lent` is set */
+	const uint8_t *lent;
 	void (*done)(struct vs_io *io);
 	void *owner;             /* the submitter's */
 	/* the store's, while it has the io */
@@ -306,6 +308,7 @@ enum vs_submit { VS_SUBMIT_PENDING = 0, VS_SUBMIT_DONE = 1 };
 
 struct vs_store_ops {
 	const char *kind;
+	bool lends;
 	/* Range, read-only and latch are checked before. DONE: err is set, done() is not called. PENDING: done() will run on io->w. */
 	enum vs_submit (*submit)(struct vs_store *s, struct vs_io *io);
 	void (*destroy)(struct vs_store *s); /* frees s itself; not its lower store */
@@ -486,7 +489,10 @@ struct vs_task_ops {
 /* Tasks in Python at once, of one port (device, session): what is beyond is not popped (virtio) or gets TASK SET FULL. */
 struct vs_credit { _Atomic int32_t left; _Atomic uint32_t starved; struct vs_core *core; };
 
-enum vs_task_flag { VS_TASK_TRUNCATE = 1 /* a data buffer that is too short cuts the transfer instead of VS_RESP_OVERRUN */ };
+enum vs_task_flag {
+	VS_TASK_TRUNCATE = 1, /* a data buffer that is too short cuts the transfer instead of VS_RESP_OVERRUN */
+	VS_TASK_LEND = 2,     /* a read may end with `lent` instead of data in `in` */
+};
 
 struct vs_task {
 	/* the transport fills these before vs_task_submit */
@@ -519,6 +525,11 @@ struct vs_task {
 	uint8_t status, sense_len, response;
 	bool notify;
 	bool medium_error;        /* the sense key is MEDIUM ERROR or HARDWARE ERROR */
+	/*
+	 * Of VS_TASK_LEND: NULL, or where the data stands in the store's own memory. Who keeps it beyond complete() pins the LU before and
+	 * lets go of both when the epoch moves, for a fence waits for that, and before it submits what may write.
+	 */
+	const uint8_t *lent;
 	uint64_t transferred;     /* bytes of data-in or data-out really moved */
 	uint64_t required;        /* bytes the CDB asks to move */
 	/* media state */

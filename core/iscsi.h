@@ -56,12 +56,14 @@ struct vs_icmd {
 	struct vs_list link;        /* session: free or waiting for a buffer */
 	struct vs_list order;       /* session: taken and not yet handed to the core, in the order of CmdSN */
 	struct vs_list on_conn;
+	struct vs_list lent_link;   /* session->lent while data is not NULL and not buffer */
 	struct vs_iitem result, r2t_item;
 	enum vs_icmd_state state;
 	uint32_t itt, cmd_sn, edtl, index;
 	bool immediate, write, read, final_seen, data_failed, counted /* in active or immediates */;
 	uint8_t lun[8];
 	uint8_t *buffer;
+	const uint8_t *data;        /* data-in: the buffer, or what the store lends */
 	uint32_t buffer_size;
 	uint32_t charged;           /* what of the session's budget it has: 0 for what unsolicited data came into */
 	uint32_t received;          /* data-out bytes that came */
@@ -96,6 +98,8 @@ struct vs_isession {
 	struct vs_isn *sns;         /* by CmdSN modulo their number, which is not below the window */
 	uint32_t sn_mask;
 	struct vs_list free, wait_buffer, order, conns;
+	struct vs_list lent;        /* commands whose data stands in a store; given back when the epoch moves and before anything is written */
+	uint64_t lent_epoch;        /* of the oldest of them */
 	uint32_t ordered;           /* ORDERED commands in order */
 	bool wake;                  /* something in wait_buffer or order may be able to go on: at the next turn */
 	struct vs_icmd *hash[VS_IHASH];
@@ -192,10 +196,12 @@ void vs_icmd_answered(struct vs_icmd *x);  /* its status is about to be put into
 void vs_icmd_release(struct vs_icmd *x);   /* sent, or nobody to send it to */
 int vs_icmd_wake(struct vs_isession *s);   /* who waits for a buffer or for its turn; not while a list of tasks or commands is walked */
 void vs_icmd_conn_gone(struct vs_iconn *c);
+void vs_icmd_give_back(struct vs_isession *s); /* copies what stores lend, and lets them go */
 /* iscsi_tx.c */
 void vs_itx_queue(struct vs_iconn *c, struct vs_iitem *item, enum vs_ikind kind);
 void vs_itx_push(struct vs_iconn *c); /* fills slots and sends what the socket takes */
 void vs_itx_drop(struct vs_iconn *c);
+void vs_itx_moved(struct vs_iconn *c, const uint8_t *from, uint32_t length, uint8_t *to); /* data that waits to be sent stands elsewhere now */
 struct vs_iready *vs_iready_new(struct vs_iconn *c, uint32_t length); /* header of zeroes; NULL: the connection is dead */
 void vs_iready_free(struct vs_iconn *c, struct vs_iready *r);
 void vs_itx_reject(struct vs_iconn *c, uint8_t reason); /* of the PDU in c->bhs, RFC 7143 11.17 */

@@ -90,6 +90,40 @@ static bool buffer_early(struct vs_isession *s, struct vs_icmd *x)
 	return x->buffer || !n;
 }
 
+/* ---- data that a store lends ---------------------------------------------------------------------------------------------------------------- */
+
+/* From here to its sending the LU is pinned: its memory stays, and whoever fences it waits for us to look at the epoch. */
+static void borrow(struct vs_isession *s, struct vs_icmd *x)
+{
+	if (vs_list_empty(&s->lent))
+		s->lent_epoch = atomic_load_explicit(&s->w->epoch_seen, memory_order_relaxed);
+	vs_list_add_tail(&s->lent, &x->lent_link);
+	vs_pin(s->w, &x->task.lu->pins);
+	x->data = x->task.lent;
+}
+
+static void let_go(struct vs_icmd *x)
+{
+	if (vs_list_empty(&x->lent_link))
+		return;
+	vs_list_del(&x->lent_link);
+	x->data = NULL;
+	vs_unpin(x->task.w, &x->task.lu->pins);
+}
+
+void vs_icmd_give_back(struct vs_isession *s)
+{
+	while (!vs_list_empty(&s->lent)) {
+		struct vs_icmd *x = vs_container_of(s->lent.next, struct vs_icmd, lent_link);
+		const uint8_t *from = x->data;
+
+		memcpy(x->buffer, from, x->data_length);
+		vs_itx_moved(x->conn, from, x->data_length, x->buffer);
+		let_go(x);
+		x->data = x->buffer;
+	}
+}
+
 /* ---- the end of a command --------------------------------------------------------------------------------------------------------------------- */
 
 /* It stands no longer between others; who waits behind an ORDERED command is looked at when nobody walks a list. */
@@ -133,6 +167,7 @@ void vs_icmd_release(struct vs_icmd *x)
 	vs_list_del(&x->r2t_item.link);
 	unhash(s, x);
 	leave_order(s, x);
+	let_go(x);
 	buffer_give(s, x);
 	if (x->state == VS_IC_HELD && !x->immediate)
 		vs_isn_forget(s, x);
@@ -214,6 +249,9 @@ static void complete(struct vs_task *t)
 	set_residual(x);
 	x->data_length = x->read ? (uint32_t)vs_min(t->transferred, (uint64_t)x->buffer_size) : 0;
 	x->sent = x->data_sn = 0;
+	x->data = x->buffer;
+	if (t->lent && x->data_length)
+		borrow(x->conn->session, x);
 	vs_itx_queue(x->conn, &x->result, VS_IT_RESULT);
 }
 
@@ -319,6 +357,12 @@ static void run(struct vs_icmd *x)
 	t->out_length = x->write ? x->buffer_size : 0;
 	t->in_length = x->read ? x->buffer_size : 0;
 	t->flags = x->buffer_size >= x->edtl ? VS_TASK_TRUNCATE : 0;
+	/* A digest is of data that nobody changes meanwhile: copied first. */
+	if (x->read && !x->conn->data_digest)
+		t->flags |= VS_TASK_LEND;
+	/* SIMPLE tasks may be reordered (SPC-5 7.5.10, and we say so), but what is written after a read is not what that read returns. */
+	if (!x->read && !vs_list_empty(&x->conn->session->lent))
+		vs_icmd_give_back(x->conn->session);
 	if (vs_task_submit(t)) {
 		/* As many tasks of this session as may be are in Python's hands. */
 		t->status = VS_STATUS_TASK_SET_FULL;

@@ -107,12 +107,14 @@ int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_ise
 	vs_list_init(&s->order);
 	vs_list_init(&s->wait_buffer);
 	vs_list_init(&s->conns);
+	vs_list_init(&s->lent);
 	for (uint32_t i = 0; i < s->ncmds; i++) {
 		struct vs_icmd *x = &s->cmds[i];
 
 		x->index = i;
 		vs_list_init(&x->on_conn);
 		vs_list_init(&x->order);
+		vs_list_init(&x->lent_link);
 		vs_list_init(&x->result.link);
 		vs_list_init(&x->r2t_item.link);
 		vs_list_add_tail(&s->free, &x->link);
@@ -228,7 +230,8 @@ static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
 	int n = 0;
 
-	(void)w;
+	if (vs_unlikely(!vs_list_empty(&c->session->lent)) && c->session->lent_epoch != atomic_load_explicit(&w->epoch_seen, memory_order_relaxed))
+		vs_icmd_give_back(c->session);
 	vs_iconn_look(c);
 	if (vs_unlikely(c->session->wake))
 		n += vs_icmd_wake(c->session);

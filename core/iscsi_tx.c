@@ -135,7 +135,7 @@ static bool data_in(struct vs_iconn *c, struct vs_icmd *x)
 		vs_put_be32(s->header + 44, x->residual);
 		s->cmd = x;
 	}
-	slot_seal(c, s, x->buffer + x->sent, n, status);
+	slot_seal(c, s, x->data + x->sent, n, status);
 	x->sent += n;
 	return status;
 }
@@ -268,6 +268,20 @@ static void consume(struct vs_iconn *c, size_t n)
 		}
 		c->slot_head++;
 		slot_sent(c, s);
+	}
+}
+
+void vs_itx_moved(struct vs_iconn *c, const uint8_t *from, uint32_t length, uint8_t *to)
+{
+	for (uint32_t k = c->slot_head; k != c->slot_tail; k++) {
+		struct vs_islot *s = &c->slots[k % VS_ITX_SLOTS];
+
+		for (uint32_t i = 0; i < s->niov; i++) {
+			uint64_t at = (uintptr_t)s->iov[i].iov_base - (uintptr_t)from;
+
+			if (at < length)
+				s->iov[i].iov_base = to + at;
+		}
 	}
 }
 

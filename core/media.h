@@ -61,6 +61,8 @@ static inline bool prepare(struct vs_task *t, uint8_t op, uint8_t flags, uint64_
 	io->length = length;
 	io->iov = iov;
 	io->niov = niov;
+	io->lend = false;
+	io->lent = NULL;
 	t->m.step = step;
 	return SUBMIT;
 }

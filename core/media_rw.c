@@ -27,9 +27,18 @@ bool vs_media_moved(struct vs_task *t)
 	return ENDED;
 }
 
+static bool read_moved(struct vs_task *t)
+{
+	t->lent = t->io.lent;
+	return vs_media_moved(t);
+}
+
 static bool read_now(struct vs_task *t)
 {
-	return prepare(t, VS_IO_READ, 0, t->m.offset, t->m.length, t->in, (int)t->nin, vs_media_moved);
+	prepare(t, VS_IO_READ, 0, t->m.offset, t->m.length, t->in, (int)t->nin, read_moved);
+	/* An exclusive command waits for who has a range, and that ends here. */
+	t->io.lend = (t->flags & VS_TASK_LEND) && t->io.store->ops->lends && !t->range.held;
+	return SUBMIT;
 }
 
 bool vs_media_read(struct vs_task *t)

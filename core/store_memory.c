@@ -150,6 +150,10 @@ static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
 
 	switch (io->op) {
 	case VS_IO_READ:
+		if (io->lend) {
+			io->lent = data;
+			return VS_SUBMIT_DONE;
+		}
 		for (; v < end; data += v->iov_len, v++)
 			memcpy(v->iov_base, data, v->iov_len);
 		return VS_SUBMIT_DONE;
@@ -206,6 +210,7 @@ static void memory_destroy(struct vs_store *s)
 
 static const struct vs_store_ops memory_ops = {
 	.kind = "memory",
+	.lends = true,
 	.submit = memory_submit,
 	.destroy = memory_destroy,
 	.resize = memory_resize,

@@ -183,6 +183,8 @@ static void result_run(struct vs_worker *w, struct vs_msg *m)
 	(void)w;
 	if (t->credit)
 		vs_credit_return(t->credit);
+	/* It runs among others that Python holds, and what comes after it may not wait for an epoch. */
+	t->flags &= (uint8_t)~VS_TASK_LEND;
 	switch (t->verdict) {
 	case VS_VERDICT_EXECUTE_NOTIFY:
 		t->notify = true;
@@ -315,6 +317,7 @@ int vs_task_submit(struct vs_task *t)
 	t->sense_len = 0;
 	t->response = VS_RESP_OK;
 	t->transferred = t->required = 0;
+	t->lent = NULL;
 	t->range.held = t->range.waiting = t->range.granted = false;
 	t->lu = t->nexus ? t->nexus->lu : NULL;
 	t->row = vs_row_of(t->cdb, t->cdb_len);
