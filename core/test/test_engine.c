@@ -363,6 +363,75 @@ static void sockets_and_changed_events(void)
 	UNTIL(k.removed);
 }
 
+static void once_ready(struct vs_worker *worker, struct vs_source *s, uint32_t events)
+{
+	struct kick *k = (struct kick *)s;
+
+	(void)worker;
+	k->calls++;
+	k->events |= events;
+}
+
+static void once_add(struct kick *k, int fds[2])
+{
+	*k = (struct kick){ .source = { .events = EPOLLIN | EPOLLET, .once = true, .ready = once_ready, .removed = kick_removed } };
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);
+	k->source.fd = fds[0];
+	CHECK(engine->source_add(w, &k->source) == 0);
+}
+
+/* What arrives after an arming is told, once is enough, and what nobody reads is not told again and again. */
+static void told_once(void)
+{
+	for (int i = 0; i < 20; i++) {
+		uint32_t calls;
+		struct kick k;
+		int fds[2];
+
+		once_add(&k, fds);
+		for (int n = 0; n < 5; n++) {
+			k.events = 0;
+			engine->source_arm(w, &k.source);
+			engine->source_arm(w, &k.source);
+			CHECK(write(fds[1], "hello", 5) == 5);
+			UNTIL(k.events & EPOLLIN);
+			CHECK(!(k.events & EPOLLOUT));
+			settle();
+			calls = k.calls;
+			settle();
+			CHECK(k.calls == calls);
+		}
+		engine->source_del(w, &k.source);
+		engine->source_arm(w, &k.source);
+		UNTIL(k.removed);
+		close(fds[1]);
+	}
+}
+
+/* More to be told of, asked for when it is armed and when it was told. */
+static void told_once_of_more(void)
+{
+	for (int armed = 0; armed < 2; armed++) {
+		struct kick k;
+		int fds[2];
+
+		once_add(&k, fds);
+		settle();
+		CHECK(k.calls == 0);
+		if (!armed) {
+			CHECK(write(fds[1], "x", 1) == 1);
+			UNTIL(k.events & EPOLLIN);
+		}
+		engine->source_events(w, &k.source, EPOLLIN | EPOLLOUT | EPOLLET);
+		engine->source_arm(w, &k.source);
+		UNTIL(k.events & EPOLLOUT);
+		engine->source_events(w, &k.source, EPOLLIN | EPOLLET);
+		engine->source_del(w, &k.source);
+		UNTIL(k.removed);
+		close(fds[1]);
+	}
+}
+
 static void bad_sources(void)
 {
 	struct vs_source s = { .fd = 1000000, .events = EPOLLIN, .ready = kick_ready, .removed = kick_removed };
@@ -909,7 +978,8 @@ static void denial_is_named(void)
 #define CASE(name) { #name, name }
 static const struct { const char *name; void (*run)(void); } cases[] = {
 	CASE(kicks_arrive), CASE(kick_before_add_is_seen), CASE(many_sources), CASE(removal_inside_ready), CASE(no_call_after_removal), CASE(re_add),
-	CASE(removal_in_a_storm), CASE(sockets_and_changed_events), CASE(bad_sources), CASE(fini_lets_go_of_sources), CASE(file_integrity),
+	CASE(removal_in_a_storm), CASE(sockets_and_changed_events), CASE(told_once), CASE(told_once_of_more), CASE(bad_sources),
+	CASE(fini_lets_go_of_sources), CASE(file_integrity),
 	CASE(more_than_the_queue_holds), CASE(ends_and_errors), CASE(errors_between_good_ones), CASE(sync_and_fallocate), CASE(calls),
 	CASE(calls_wake_the_sleeper), CASE(fini_ends_ops), CASE(waits_as_long_as_told), CASE(timers_bound_the_wait),
 	CASE(signals_do_not_shorten_a_wait), CASE(idle_costs_nothing), CASE(spinning_sees_kicks), CASE(nothing_is_pending_when_idle),
