@@ -154,6 +154,8 @@ def _sync_directory(directory: Path) -> None:
 class UnitState:
     """`scsi.saved_state.SavedState` of one logical unit. Made by `StateDirectory.unit`."""
 
+    durable = True
+
     def __init__(self, owner: StateDirectory, directory: Path, raws: dict[str, bytes]) -> None:
         self._owner = owner
         self._blobs = BlobDirectory(directory)

@@ -32,7 +32,7 @@ from vhost_scsi.iscsi.latency import KINDS, Latency, latency_from
 from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
 from vhost_scsi.iscsi.sessions import Connection
 from vhost_scsi.iscsi.task_management import TaskManagement, is_lower
-from vhost_scsi.scsi import sense
+from vhost_scsi.scsi import sense, transport_id
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
 from vhost_scsi.target import Port, Target, Unit, port_ids
 
@@ -46,7 +46,6 @@ CREDIT: Final = 64
 MAX_TRANSFER: Final = 64 << 20
 BUFFER_LIMIT: Final = 128 << 20
 """bytes of data buffers of one session; commands beyond it wait for their turn"""
-ISCSI_TRANSPORT_ID: Final = 0x45  # SPC-5 7.6.4.6: format 01b, protocol identifier 5
 
 _EVENTS: Final = {
     lib.VS_ICONN_PEER_CLOSED: (EventKind.CLOSED_BY_PEER, ""),
@@ -58,13 +57,6 @@ _EVENTS: Final = {
     lib.VS_ICONN_SENT_LAST: (EventKind.CLOSED_BY_PEER, ""),
     lib.VS_ICONN_PROTOCOL: (EventKind.PROTOCOL_ERROR, "immediate data or direction that was not agreed on"),
 }
-
-
-def transport_id(initiator: str, isid: int) -> bytes:
-    """SPC-5 7.6.4.6: the initiator port's name, NUL-terminated and padded to four bytes."""
-    name = f"{initiator},i,0x{isid:012x}".encode() + b"\0"
-    name = name.ljust(max(20, (len(name) + 3) & ~3), b"\0")
-    return bytes([ISCSI_TRANSPORT_ID, 0]) + len(name).to_bytes(2, "big") + name
 
 
 def port_name(target: str, tag: int) -> str:
@@ -214,7 +206,7 @@ class DataPlane:
             luns = sorted(params.luns)
             port = replace(self._target.target_ports[relative], luns=lambda: luns)
         initiator = f"{params.initiator_name},i,0x{params.isid:012x}"
-        initiator_port = InitiatorPort(initiator, transport_id(params.initiator_name, params.isid))
+        initiator_port = InitiatorPort(initiator, transport_id.iscsi(params.initiator_name, params.isid))
         return Nexus(initiator_port, port, sense.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED)
 
     async def _publish(self, session: CoreSession) -> None:

@@ -115,6 +115,10 @@ class Command:
     requires: Feature = Feature.NONE
     fields: tuple[Field, ...] = ()
     timeout: int = SECONDS
+    passes_reserve: bool = False
+    """another nexus's RESERVE does not keep it out (SPC-2 table 10), or its handler decides"""
+    conflicts_unless: str = ""
+    """the field that lifts `conflict` where it is not zero"""
 
     @property
     def opcode(self) -> int:
@@ -133,6 +137,12 @@ class Command:
         if field is None:
             raise KeyError(f"{self.name} has no {name}")
         return field
+
+    def conflict_of(self, cdb: bytes) -> Conflict:
+        """How this very command meets a persistent reservation."""
+        if self.conflicts_unless and self.value(self[self.conflicts_unless], cdb):
+            return Conflict.ALLOWED
+        return self.conflict
 
     def value(self, field: Field, cdb: bytes) -> int:
         """The field's value in a CDB of at least cdb_length bytes."""
@@ -189,6 +199,8 @@ def python(
     device_types: frozenset[DeviceType] = frozenset({DeviceType.DISK}),
     requires: Feature = Feature.NONE,
     timeout: int = SECONDS,
+    passes_reserve: bool = False,
+    conflicts_unless: str = "",
 ) -> Command:
     """A command that a handler serves."""
     return Command(
@@ -204,6 +216,8 @@ def python(
         requires=requires,
         fields=fields,
         timeout=timeout,
+        passes_reserve=passes_reserve,
+        conflicts_unless=conflicts_unless,
     )
 
 

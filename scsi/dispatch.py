@@ -3,11 +3,12 @@
 
 A handler returns its data-in, whole; the allocation length is applied here, once for all. It raises CheckCondition
 to end in CHECK CONDITION. A handler that must wait for the data plane returns a coroutine instead: the logical unit
-then runs it alone, with everything else held and nothing in flight.
+then runs it alone, with everything else held and nothing in flight; or `InTurn`, and nothing else is held.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     from vhost_scsi.scsi.nexus import ITL
 
 Exclusive = Coroutine[Any, Any, bytes]
-Handler = Callable[["Request"], bytes | Exclusive]
+
+
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """Work that waits, one after the other with what takes the same lock, while every other command goes on."""
+
+    turn: asyncio.Lock
+    work: Exclusive
+
+
+Handler = Callable[["Request"], bytes | Exclusive | InTurn]
 
 HANDLERS: dict[str, Handler] = {}
 

@@ -31,6 +31,8 @@ class GateBit(IntFlag):
     """set by C: a flush failed and stays failed until the store is opened again"""
     HOLD = 1 << 12
     """everything waits: resize, mode change, removal"""
+    RESERVED = 1 << 13
+    """nexus: another one has made a RESERVE, and even TEST UNIT READY conflicts"""
 
 
 class GatePort(Protocol):

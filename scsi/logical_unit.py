@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +24,7 @@ from vhost_scsi.scsi import (
     report_luns,
     report_opcodes,
     request_sense,
+    reserve,
     sense,
     sense_data,
 )
@@ -37,25 +38,23 @@ from vhost_scsi.scsi.commands import (
     first_unused_bit,
     parse,
 )
-from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, Request
+from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, InTurn, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.medium import Medium, Support
 from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, ModeParameters
-from vhost_scsi.scsi.nexus import ITL, Nexus, TargetPort
+from vhost_scsi.scsi.nexus import ITL, Cancel, Nexus, TargetPort
+from vhost_scsi.scsi.reserve import ReservationKeeper
 from vhost_scsi.scsi.saved_state import NotKept, SavedState
-from vhost_scsi.scsi.sense import CheckCondition, Sense, SenseCode
+from vhost_scsi.scsi.sense import CheckCondition, EndsWith, Sense, SenseCode
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
 from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
 
 # Each registers its handlers.
-HANDLER_MODULES: Final = (capacity, inquiry, mode, power, report_luns, report_opcodes, request_sense)
+HANDLER_MODULES: Final = (capacity, inquiry, mode, power, report_luns, report_opcodes, request_sense, reserve)
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
 LOG_INTERVAL: Final = 1.0
 """seconds between two lines about failing handlers"""
-
-Cancel = Callable[[], Awaitable[Iterable[ITL] | None]]
-"""ends what the data plane holds; says which nexuses lost tasks by it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,7 @@ class LogicalUnit:
         self.itls: Final[list[ITL]] = []
         self.target_ports: Callable[[], Iterable[TargetPort]] = self._ports_in_use
         """every target port of the device that shows logical units"""
+        self.reservations: Final = ReservationKeeper(self)
         self._stopped = False
         self._tasks: Final = TaskSet(self)
         self._background: Final[set[asyncio.Task[None]]] = set()
@@ -186,6 +186,7 @@ class LogicalUnit:
         self.itls.append(itl)
         nexus.itls.append(itl)
         itl.establish(nexus.greeting)
+        self.reservations.show(itl)
         return itl
 
     async def detach(self, itl: ITL, cancel: Cancel | None = None) -> None:
@@ -236,6 +237,8 @@ class LogicalUnit:
             outcome = self._decide(task)
         except CheckCondition as condition:
             outcome = self._check_condition(condition.sense)
+        except EndsWith as end:
+            outcome = Complete(end.status)
         except Exception:
             outcome = self._failed(task)
         if isinstance(outcome, Complete):
@@ -244,13 +247,16 @@ class LogicalUnit:
             if outcome.notify:
                 self._tasks.run(entry, in_c=True)
             entry.done(outcome)
+        elif isinstance(outcome, InTurn):
+            self._tasks.run(entry)
+            self._spawn(self._run_in_turn(entry, outcome))
         else:
             self._tasks.run(entry)
             self._tasks.hold(GateBit.HOLD)
             self.gate.close(GateBit.HOLD)
             self._spawn(self._run_exclusive(entry, outcome))
 
-    def _decide(self, task: Task) -> Complete | Execute | Exclusive:
+    def _decide(self, task: Task) -> Complete | Execute | Exclusive | InTurn:
         row = self._admit(task)
         if row.media is not MediaOp.NONE:
             # Later SIMPLE tasks must wait for the end of an ORDERED or HEAD OF QUEUE one.
@@ -291,6 +297,7 @@ class LogicalUnit:
         return row
 
     def _check_state(self, row: Command, task: Task) -> None:
+        self.reservations.check(row, task)
         if self._stopped and row.gate_mask & GateBit.NOT_READY:
             raise CheckCondition(sense.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED)
         if row.gate_mask & GateBit.WRITE_PROTECTED:
@@ -311,12 +318,16 @@ class LogicalUnit:
         return Complete(Status.CHECK_CONDITION, sense_data.build(error, descriptor=self.descriptor_sense))
 
     def _failed(self, task: Task) -> Complete:
-        """A handler's own fault: told to the initiator, and logged at most once a second."""
+        """A handler's own fault: told to the initiator, and logged."""
+        self.complain("CDB %s failed in its handler", task.cdb.hex(), trace=True)
+        return self._check_condition(Sense(sense.INTERNAL_TARGET_FAILURE))
+
+    def complain(self, message: str, *words: object, trace: bool = False) -> None:
+        """Logs an error that an initiator can cause, at most once a second."""
         now = time.monotonic()
         if now - self._last_log >= LOG_INTERVAL:
             self._last_log = now
-            LOG.exception("%s: CDB %s failed in its handler", self.definition.name, task.cdb.hex())
-        return self._check_condition(Sense(sense.INTERNAL_TARGET_FAILURE))
+            LOG.error(f"%s: {message}", self.definition.name, *words, exc_info=trace)
 
     # ---- waiting for the data plane --------------------------------------------------------------------------------
 
@@ -327,26 +338,48 @@ class LogicalUnit:
 
     async def _run_exclusive(self, entry: Entry, work: Exclusive) -> None:
         """Runs a handler that waits, alone; the HOLD is in force already."""
-        outcome: Outcome = Aborted()
         try:
             async with self._alone:
                 await self.gate.fence(GateBit.HOLD)
-                if not entry.aborted:
-                    entry.begun = True
-                    outcome = Complete(Status.GOOD, data_in=await work)
-        except CheckCondition as condition:
-            outcome = self._check_condition(condition.sense)
-        except Exception:
-            outcome = self._failed(entry.task)
+                outcome = await self._run(entry, work)
         finally:
             work.close()
             try:
                 if not entry.ended:
-                    entry.done(Aborted() if entry.aborted else outcome)
+                    entry.done(outcome)
             finally:
                 self._tasks.release(GateBit.HOLD)
                 self._tasks.end(entry)
                 self._open_if_free(GateBit.HOLD, None)
+
+    async def _run_in_turn(self, entry: Entry, answer: InTurn) -> None:
+        """Runs a handler that waits, when its lock is free. One that is aborted before that has not begun."""
+        try:
+            async with answer.turn:
+                outcome = await self._run(entry, answer.work)
+        finally:
+            answer.work.close()
+            try:
+                if not entry.ended:
+                    entry.done(outcome)
+            finally:
+                self._tasks.end(entry)
+
+    async def _run(self, entry: Entry, work: Exclusive) -> Outcome:
+        """What became of a handler that waits, unless the task was aborted meanwhile."""
+        if entry.aborted:
+            return Aborted()
+        entry.begun = True
+        outcome: Outcome
+        try:
+            outcome = Complete(Status.GOOD, data_in=await work)
+        except CheckCondition as condition:
+            outcome = self._check_condition(condition.sense)
+        except EndsWith as end:
+            outcome = Complete(end.status)
+        except Exception:
+            outcome = self._failed(entry.task)
+        return Aborted() if entry.aborted else outcome
 
     def fence_ordered(self, entry: Entry) -> None:
         """The task set's call: an ORDERED task waits for what C has in flight."""
@@ -423,6 +456,11 @@ class LogicalUnit:
         async with self._ended(itl, match, cancel) as (tasks, _):
             return tasks
 
+    async def abort_for(self, itl: ITL, by: Task) -> list[Task]:
+        """SPC-5 5.14.11.5: every command of the nexus ends but the one that asks for it."""
+        async with self._ended(itl, lambda task: task.itl is itl and task is not by, itl.cancel) as (tasks, _):
+            return tasks
+
     async def clear_task_set(self, by: ITL, cancel: Cancel | None = None, before: int | None = None) -> list[Task]:
         """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared."""
         async with self._ended(None, lambda task: _earlier(task, by, before), cancel) as (tasks, lost):
@@ -445,6 +483,7 @@ class LogicalUnit:
         async with self._ended(None, lambda task: _earlier(task, by, before), cancel) as (tasks, _):
             async with self._alone:
                 await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")
+            await self.reservations.forget_legacy()
             self.establish(sense.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
             return tasks
 
@@ -452,6 +491,7 @@ class LogicalUnit:
         """SAM-5 6.3.4: the nexus's tasks end; should it come back it learns of it. Other nexuses notice nothing."""
         async with self._ended(itl, lambda task: task.itl is itl, cancel) as (tasks, _):
             itl.lost()
+            await self.reservations.forget_legacy(itl.nexus.id)
             return tasks
 
     @contextmanager

@@ -106,7 +106,7 @@ MEDIUM_ROWS: Final[tuple[Command, ...]] = (
         "TEST UNIT READY",
         0x00,
         6,
-        command.READY,
+        command.READY | GateBit.RESERVED,
         _M.TEST_UNIT_READY,
         _NO_DATA,
         device_types=command.DISK_AND_WELL_KNOWN,

@@ -6,26 +6,34 @@ Identity only. How a transport makes a nexus, and how it loses one, is the trans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from vhost_scsi.scsi import sense
+from vhost_scsi.scsi import sense, transport_id
 from vhost_scsi.scsi.gate import GateBit, GatePort
+from vhost_scsi.scsi.reservations import NexusId
 from vhost_scsi.scsi.sense import SenseCode
 from vhost_scsi.scsi.unit_attention import UnitAttentions
 
 if TYPE_CHECKING:
     from vhost_scsi.scsi.logical_unit import LogicalUnit
 
+Cancel = Callable[[], Awaitable[Iterable["ITL"] | None]]
+"""ends what the data plane holds; says which nexuses lost tasks by it"""
+
 
 @dataclass(frozen=True, slots=True)
 class InitiatorPort:
-    """`name` for people and logs; `transport_id` as SPC-5 7.6.4, empty where the transport has none yet."""
+    """`name` for people and logs; `transport_id` as SPC-5 7.6.4, made up of the name unless given."""
 
     name: str
     transport_id: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not self.transport_id:
+            object.__setattr__(self, "transport_id", transport_id.sas(transport_id.made_up_address(self.name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,10 @@ class TargetPort:
     luns: Callable[[], Iterable[int]]
     iscsi_name: str | None = None
 
+    @property
+    def protocol(self) -> transport_id.Protocol:
+        return transport_id.Protocol.SAS if self.iscsi_name is None else transport_id.Protocol.ISCSI
+
 
 @dataclass(slots=True, eq=False)
 class Nexus:
@@ -49,6 +61,10 @@ class Nexus:
     target_port: TargetPort
     greeting: SenseCode = sense.POWER_ON_OCCURRED
     itls: list[ITL] = field(default_factory=list)
+
+    @property
+    def id(self) -> NexusId:
+        return NexusId(self.initiator.transport_id, self.target_port.relative_id)
 
     def luns_changed(self, besides: Collection[ITL] = ()) -> None:
         """SPC-5 6.33: the inventory of the target port's LUNs has changed. Who has never sent a command has no old one.
@@ -69,7 +85,7 @@ class ITL:
     """An I_T_L nexus: the unit attention queue and the gate of one initiator at one logical unit.
 
     `in_use`: a command has come since it was made, or since its initiator left. The first one always reaches Python: a
-    unit attention is pending, or Python answers what passes one.
+    unit attention is pending, or Python answers what passes one. `cancel`: ends what the data plane holds of it.
     """
 
     logical_unit: LogicalUnit
@@ -77,6 +93,7 @@ class ITL:
     gate: GatePort
     attentions: UnitAttentions = field(default_factory=UnitAttentions)
     in_use: bool = False
+    cancel: Cancel | None = None
 
     def establish(self, code: SenseCode) -> None:
         """Establishes a unit attention condition."""

@@ -21,7 +21,10 @@ class SavedStateDamaged(Exception):
 
 
 class SavedState(Protocol):
-    """Of one logical unit. Names are lower-case words joined by hyphens."""
+    """Of one logical unit. Names are lower-case words joined by hyphens. `durable`: what is put survives the power."""
+
+    @property
+    def durable(self) -> bool: ...
 
     def get(self, name: str) -> bytes | None:
         """The blob that counts; None where there is none. Raises SavedStateDamaged."""
@@ -34,6 +37,8 @@ class SavedState(Protocol):
 
 class NotKept:
     """Remembers as long as the process lives: for units that nobody gave a place."""
+
+    durable = False
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}

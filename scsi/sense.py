@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sense keys, additional sense codes in SPC's spelling, and the one exception that a handler raises.
+"""Sense keys, additional sense codes in SPC's spelling, and the exceptions that a handler raises.
 
     Exception
-    └── CheckCondition      a handler's CHECK CONDITION; caught in one place, LogicalUnit's decision
+    ├── CheckCondition      a handler's CHECK CONDITION; caught in one place, LogicalUnit's decision
+    └── EndsWith            another status than GOOD, without sense data; caught in the same place
 
 How sense data look on the wire is `sense_data`. The table is generated into C (`VS_SK_*`, `VS_ASC_*`).
 """
@@ -11,6 +12,8 @@ import re
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
+
+from vhost_scsi.scsi.task import Status
 
 
 class SenseKey(IntEnum):
@@ -101,6 +104,7 @@ LOGICAL_UNIT_NOT_SUPPORTED = _code(_ILLEGAL, 0x2500, "LOGICAL UNIT NOT SUPPORTED
 INVALID_FIELD_IN_PARAMETER_LIST = _code(_ILLEGAL, 0x2600, "INVALID FIELD IN PARAMETER LIST")
 PARAMETER_NOT_SUPPORTED = _code(_ILLEGAL, 0x2601, "PARAMETER NOT SUPPORTED")
 PARAMETER_VALUE_INVALID = _code(_ILLEGAL, 0x2602, "PARAMETER VALUE INVALID")
+INVALID_RELEASE_OF_PERSISTENT_RESERVATION = _code(_ILLEGAL, 0x2604, "INVALID RELEASE OF PERSISTENT RESERVATION")
 WRITE_PROTECTED = _code(_PROTECT, 0x2700, "WRITE PROTECTED")
 HARDWARE_WRITE_PROTECTED = _code(_PROTECT, 0x2701, "HARDWARE WRITE PROTECTED")
 LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED = _code(_PROTECT, 0x2702, "LOGICAL UNIT SOFTWARE WRITE PROTECTED")
@@ -115,6 +119,9 @@ BUS_DEVICE_RESET_FUNCTION_OCCURRED = _code(_ATTENTION, 0x2903, "BUS DEVICE RESET
 DEVICE_INTERNAL_RESET = _code(_ATTENTION, 0x2904, "DEVICE INTERNAL RESET")
 I_T_NEXUS_LOSS_OCCURRED = _code(_ATTENTION, 0x2907, "I_T NEXUS LOSS OCCURRED")
 MODE_PARAMETERS_CHANGED = _code(_ATTENTION, 0x2A01, "MODE PARAMETERS CHANGED")
+RESERVATIONS_PREEMPTED = _code(_ATTENTION, 0x2A03, "RESERVATIONS PREEMPTED")
+RESERVATIONS_RELEASED = _code(_ATTENTION, 0x2A04, "RESERVATIONS RELEASED")
+REGISTRATIONS_PREEMPTED = _code(_ATTENTION, 0x2A05, "REGISTRATIONS PREEMPTED")
 CAPACITY_DATA_HAS_CHANGED = _code(_ATTENTION, 0x2A09, "CAPACITY DATA HAS CHANGED")
 COMMAND_SEQUENCE_ERROR = _code(_ILLEGAL, 0x2C00, "COMMAND SEQUENCE ERROR")
 COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = _code(_ATTENTION, 0x2F00, "COMMANDS CLEARED BY ANOTHER INITIATOR")
@@ -123,9 +130,11 @@ MEDIUM_NOT_PRESENT = _code(_NOT_READY, 0x3A00, "MEDIUM NOT PRESENT")
 INQUIRY_DATA_HAS_CHANGED = _code(_ATTENTION, 0x3F03, "INQUIRY DATA HAS CHANGED")
 REPORTED_LUNS_DATA_HAS_CHANGED = _code(_ATTENTION, 0x3F0E, "REPORTED LUNS DATA HAS CHANGED")
 INTERNAL_TARGET_FAILURE = _code(_HARDWARE, 0x4400, "INTERNAL TARGET FAILURE")
+PERSISTENT_RESERVATION_INFORMATION_LOST = _code(_HARDWARE, 0x4401, "PERSISTENT RESERVATION INFORMATION LOST")
 INVALID_MESSAGE_ERROR = _code(_ILLEGAL, 0x4900, "INVALID MESSAGE ERROR")
 OVERLAPPED_COMMANDS_ATTEMPTED = _code(_ABORTED, 0x4E00, "OVERLAPPED COMMANDS ATTEMPTED")
 SYSTEM_RESOURCE_FAILURE = _code(_HARDWARE, 0x5500, "SYSTEM RESOURCE FAILURE")
+INSUFFICIENT_REGISTRATION_RESOURCES = _code(_ILLEGAL, 0x5504, "INSUFFICIENT REGISTRATION RESOURCES")
 
 # What an initiator is told when a store fails: by the names of `enum vs_store_error`. BUSY is a status, not sense.
 STORE_ERRORS: Final[dict[str, SenseCode]] = {
@@ -169,6 +178,14 @@ class CheckCondition(Exception):
     def __init__(self, code: SenseCode, *, information: int | None = None, field: FieldPointer | None = None) -> None:
         super().__init__(code.text)
         self.sense = Sense(code, information, field)
+
+
+class EndsWith(Exception):
+    """A command ends with a status that has no sense data: RESERVATION CONFLICT, BUSY ... Never leaves the core."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.name)
+        self.status = status
 
 
 def invalid_cdb_field(byte: int, bit: int | None = None) -> CheckCondition:

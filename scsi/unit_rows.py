@@ -34,6 +34,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         ANY,
         "request_sense",
         (Field("desc", 1, mask=0x01), allocation(4, 1)),
+        passes_reserve=True,
         device_types=DISK_AND_WELL_KNOWN,
     ),
     python(
@@ -43,6 +44,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         ANY,
         "inquiry",
         (Field("evpd", 1, mask=0x01), Field("page_code", 2), allocation(3, 2)),
+        passes_reserve=True,
         device_types=DISK_AND_WELL_KNOWN,
     ),
     python(
@@ -65,7 +67,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         (_DBD, *_PAGE, allocation(4, 1)),
         conflict=Conflict.WRITE,
     ),
-    # SPC-5 table 71: conflicts unless START is one; the handler, not the gate, sees that bit.
+    # SBC-4 table 13: conflicts unless START is one.
     python(
         "START STOP UNIT",
         0x1B,
@@ -75,6 +77,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         (Field("immed", 1, mask=0x01), Field("no_flush", 4, mask=0x04), Field("start", 4, mask=0x01)),
         direction=_NO_DATA,
         conflict=Conflict.WRITE,
+        conflicts_unless="start",
     ),
     python("READ CAPACITY(10)", 0x25, 10, ATTENTIVE, "read_capacity_10"),
     python(
@@ -113,6 +116,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         ANY,
         "report_luns",
         (Field("select_report", 2), allocation(6, 4)),
+        passes_reserve=True,
         device_types=DISK_AND_WELL_KNOWN,
     ),
     python(

@@ -144,12 +144,13 @@ class Rig:
     """One logical unit, any number of initiators; `itl` is the first one's, without a pending unit attention."""
 
     def __init__(self, loop, **medium):
+        saved = medium.pop("saved", None)
         names = {field.name for field in fields(LuDefinition)} & set(medium)
         definition = {"cdb32": True} | {key: medium.pop(key) for key in names}
         self.loop = loop
         self.medium = FakeMedium(**medium)
         self.gate = RecordingGate()
-        self.unit = LogicalUnit(LuDefinition("disk0", UNIT_UUID, **definition), self.medium, self.gate)
+        self.unit = LogicalUnit(LuDefinition("disk0", UNIT_UUID, **definition), self.medium, self.gate, saved)
         self.luns = [0, 1]
         self.port = TargetPort("port0", PORT_UUID, 1, lambda: self.luns)
         self.itl = self.attach()
@@ -303,6 +304,8 @@ def is_proper():
         if outcome.status is Status.CHECK_CONDITION:
             assert sense_data.parse(outcome.sense).code is not sense.INTERNAL_TARGET_FAILURE
             return not outcome.data_in
+        if outcome.status is Status.RESERVATION_CONFLICT:
+            return not outcome.sense and not outcome.data_in
         return outcome.status is Status.GOOD and not outcome.sense
 
     return is_proper

@@ -7,6 +7,7 @@ that task has been handed back, unless somebody has closed them again meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from vhost_scsi._core import lib
@@ -25,16 +26,31 @@ class Gate:
         self._nexus = null if nexus is None else nexus
         self._pins = lib.vs_lu_pins(lu) if nexus is None else lib.vs_nexus_pins(nexus)
         self._opening = 0
+        self._fences = 0
+        self._last_fence: asyncio.Event | None = None
         self.gone = False
+
+    async def retire(self) -> None:
+        """The word is about to be freed: nothing touches it any more when this returns. Nothing pins it by now, so
+        whoever waits behind a fence waits for a moment only."""
+        self.gone = True
+        while self._fences:
+            self._last_fence = asyncio.Event()
+            await self._last_fence.wait()
 
     def close(self, bits: int) -> None:
         """Sets the bits at once; nobody waits."""
+        if self.gone:
+            return
         self._opening &= ~int(bits)
         lib.vs_gate_close(self._core.handle, self._lu, self._nexus, int(bits))
 
     async def fence(self, bits: int) -> None:
         """Sets the bits at once, then waits until what missed them has ended."""
+        if self.gone:
+            return
         self._opening &= ~int(bits)
+        self._fences += 1
         lib.vs_pins_watch(self._pins, self._core.pins_cookie(self), 1)
         try:
             epoch = lib.vs_gate_close(self._core.handle, self._lu, self._nexus, int(bits))
@@ -43,6 +59,9 @@ class Gate:
         finally:
             if self._core.pins_forget(self):
                 lib.vs_pins_watch(self._pins, 0, 0)
+            self._fences -= 1
+            if not self._fences and self._last_fence is not None:
+                self._last_fence.set()
 
     def open(self, bits: int) -> None:
         """Clears the bits once every task that was received has been handed back."""

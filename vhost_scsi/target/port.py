@@ -138,6 +138,7 @@ class Port:
         gate = self.core.gate(unit.handle, out[0])
         itl = unit.logical_unit.attach(self._numbered_nexus(target_id), gate)
         mapped = MappedLun(target_id, lun, unit, itl, out[0], cookie, gate)
+        itl.cancel = self._target.canceller(mapped)
         self._mapped[target_id, lun] = mapped
         self._target.nexus_added(mapped)
         return mapped
@@ -175,16 +176,16 @@ class Port:
                 await self._end(mapped)
             else:
                 mapped.unit.logical_unit.detach_quiet(mapped.itl)
-                self._destroy(mapped)
+                await self._destroy(mapped)
 
     async def _end(self, mapped: MappedLun) -> None:
         await mapped.unit.logical_unit.detach(mapped.itl, self._target.canceller(mapped))
         await self.core.quiesce(lib.vs_nexus_pins(mapped.handle), mapped)
-        self._destroy(mapped)
+        await self._destroy(mapped)
 
-    def _destroy(self, mapped: MappedLun) -> None:
+    async def _destroy(self, mapped: MappedLun) -> None:
         self._target.nexus_removed(mapped)
-        mapped.gate.gone = True
+        await mapped.gate.retire()
         lib.vs_nexus_destroy(mapped.handle)
 
     async def nexus_lost(self, *, machine: bool = True) -> None:
@@ -204,6 +205,8 @@ class Port:
                     each.itl.lost()
             # Units at once: what one has in flight must not keep the next one's tasks running.
             await asyncio.gather(*(self._unit_lost(*lost) for lost in _by_unit(busy).items()))
+            for each in mapped:
+                await each.unit.logical_unit.reservations.forget_legacy(each.itl.nexus.id)
         if machine:
             gone = (unit.logical_unit.initiators_gone([m.itl for m in each]) for unit, each in places.items())
             await asyncio.gather(*gone)

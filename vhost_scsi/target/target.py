@@ -11,8 +11,7 @@ from typing import Final
 from vhost_scsi._core import lib
 from vhost_scsi.dataplane import Core, PyTask
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.scsi.logical_unit import Cancel
-from vhost_scsi.scsi.nexus import Nexus, TargetPort
+from vhost_scsi.scsi.nexus import Cancel, Nexus, TargetPort
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute

@@ -14,8 +14,7 @@ from vhost_scsi.scsi.task import ServiceResponse
 
 if TYPE_CHECKING:
     from vhost_scsi.dataplane import Core
-    from vhost_scsi.scsi.logical_unit import Cancel
-    from vhost_scsi.scsi.nexus import ITL
+    from vhost_scsi.scsi.nexus import ITL, Cancel
     from vhost_scsi.target.port import MappedLun, Port
     from vhost_scsi.target.unit import Unit
 

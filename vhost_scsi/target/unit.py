@@ -142,7 +142,7 @@ class Unit:
                 await self.logical_unit.medium.flush()
             except CheckCondition:
                 self._core.log.error("logical unit %s: the last flush failed", self.name)
-        self.gate.gone = True
+        await self.gate.retire()
         self._core.unlisten(lib.VS_UP_STORE_FAILED, self.cookie)
         lib.vs_lu_destroy(self.handle)
         self.store.close()
