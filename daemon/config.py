@@ -44,6 +44,14 @@ def _uuid(value: object) -> object:
         raise ValueError(f"{value!r} is not a UUID") from None
 
 
+def _initiator(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"naa\.[0-9a-fA-F]{16}", value) is None:
+        raise ValueError(f"{value!r} is not naa. and sixteen hexadecimal digits")
+    return int(value[4:], 16)
+
+
 class _Model(BaseModel):
     model_config = STRICT
 
@@ -71,6 +79,9 @@ class PortConfig(_Model):
     socket: str | None = None
     fd: Annotated[int, Field(ge=0)] | None = None
     num_queues: Annotated[int, Field(ge=1, le=MAX_QUEUES)] = 1
+    initiator: Annotated[int | None, BeforeValidator(_initiator)] = Field(
+        default=None, description="the name of the machine's adapter in reservations: naa. and 16 digits"
+    )
     workers: list[Annotated[int, Field(ge=0, lt=MAX_WORKERS)]] | None = None
 
 

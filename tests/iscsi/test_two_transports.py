@@ -28,6 +28,7 @@ from tests.live import (
     set_wce,
     write10,
 )
+from tests.scsi.reserving import basic
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi.data_plane import DataPlane
 from vhost_scsi.iscsi.node import Node
@@ -238,3 +239,59 @@ def test_what_is_in_flight_beyond_a_new_end_has_ended_before(both: Both) -> None
     both.live.call(both.live.units["disk"].resize(16 << 20))
     both.vm.ready()
     assert both.vm.ok(read10(end, 2), in_len=2 * BLOCK) == bytes(2 * BLOCK), "what was cut off is gone"
+
+
+# ---- two nodes of a cluster, one over each transport ---------------------------------------------------------------
+
+RESERVATION_CONFLICT = 0x18
+REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_ANYWAY = range(7)
+REGISTRANTS_ONLY = 5  # write exclusive; what clusters of Windows use
+KEYS = bytes([0x5E, 0, 0, 0, 0, 0, 0, 1, 0, 0])
+
+
+def reserve_out(action: int, kind: int = 0) -> bytes:
+    return bytes([0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0])
+
+
+def test_two_nodes_fight_for_a_disk_as_clusters_do(both: Both) -> None:
+    """Each registers, one reserves, the other finds it silent, preempts it, and in the end cleans up."""
+    vm, host = both.vm, both.host
+    vm.ok(reserve_out(REGISTER_ANYWAY), basic(0, 0xA))
+    host.ok(reserve_out(REGISTER_ANYWAY), basic(0, 0xB))
+    vm.ok(reserve_out(RESERVE, REGISTRANTS_ONLY), basic(0xA))
+    assert host.command(reserve_out(RESERVE, REGISTRANTS_ONLY), basic(0xB)).status == RESERVATION_CONFLICT
+    host.ok(write10(0, 1), A)  # a registrant may write
+    with both.connect(isid=b"\x80\x12\x34\x56\x00\x07") as stranger:
+        stranger.ready()
+        assert stranger.command(write10(0, 1), B).status == RESERVATION_CONFLICT
+        assert stranger.ok(read10(0, 1), in_len=BLOCK) == A
+        # The owner renews and does not see the challenger's turn come: it is preempted, with a write on its way.
+        vm.ok(reserve_out(RESERVE, REGISTRANTS_ONLY), basic(0xA))
+        tag = vm.send(write10(1, 1), A)
+        both.live.wait_for(lambda: both.live.in_flight() > 0, "the write to be on its way")
+        host.ok(reserve_out(PREEMPT, REGISTRANTS_ONLY), basic(0xB, 0xA))
+        assert host.ok(read10(1, 1), in_len=BLOCK) == A, "it came before the status of PREEMPT, or not at all"
+        assert vm.wait(tag).status == 0
+        vm.fails(sense.REGISTRATIONS_PREEMPTED, write10(2, 1), A)
+        assert vm.command(write10(2, 1), A).status == RESERVATION_CONFLICT
+        assert vm.command(reserve_out(RESERVE, REGISTRANTS_ONLY), basic(0xA)).status == RESERVATION_CONFLICT
+        # It comes back as a member; then the cluster gives the disk away.
+        vm.ok(reserve_out(REGISTER), basic(0, 0xA))
+        vm.ok(write10(2, 1), B)
+        assert host.ok(KEYS, in_len=256)[8:] == (0xB).to_bytes(8) + (0xA).to_bytes(8)
+        host.ok(reserve_out(CLEAR), basic(0xB))
+        vm.fails(sense.RESERVATIONS_PREEMPTED, TEST_UNIT_READY)
+        assert vm.ok(KEYS, in_len=256)[4:] == bytes(4)
+        stranger.ok(write10(0, 1), B)
+
+
+def test_preempt_and_abort_reaches_over_to_the_other_transport(both: Both) -> None:
+    both.vm.ok(reserve_out(REGISTER), basic(0, 0xA))
+    both.host.ok(reserve_out(REGISTER), basic(0, 0xB))
+    both.vm.ok(reserve_out(RESERVE, 3), basic(0xA))
+    tag = both.vm.send(write10(5, 1), A)
+    both.live.wait_for(lambda: both.live.in_flight() > 0, "the write to be on its way")
+    both.host.ok(reserve_out(PREEMPT_AND_ABORT, 3), basic(0xB, 0xA))
+    assert both.vm.wait(tag).response == Response.ABORTED
+    both.vm.fails(sense.REGISTRATIONS_PREEMPTED, TEST_UNIT_READY)
+    assert both.vm.command(read10(5, 1), in_len=BLOCK).status == RESERVATION_CONFLICT

@@ -18,6 +18,7 @@ from uuid import UUID, uuid5
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi import transport_id
 from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
 from vhost_scsi.target import tmf
 from vhost_scsi.target.port_ids import UNKNOWN
@@ -56,11 +57,13 @@ class MappedLun:
 class Port:
     """Made by `Target.add_port`. `cookie` names it in the data plane."""
 
-    def __init__(self, target: Target, name: str, nexus: Nexus | None = None) -> None:
+    def __init__(self, target: Target, name: str, nexus: Nexus | None = None, initiator: int | None = None) -> None:
         self.name: Final = name
         self.cookie: Final = target.core.cookie()
         self._target = target
         self._given = nexus is not None
+        address = transport_id.made_up_address(name) if initiator is None else initiator
+        self._initiator: Final = transport_id.sas(address)
         self._mapped: dict[tuple[int, int], MappedLun] = {}
         self._nexuses: dict[int, Nexus] = {} if nexus is None else {0: nexus}
         self.on_luns: Callable[[], Awaitable[None]] | None = None
@@ -95,7 +98,9 @@ class Port:
         def luns() -> list[int]:
             return [mapped.lun for mapped in self.luns if mapped.target_id == target_id]
 
-        return Nexus(InitiatorPort(name), TargetPort(name, uuid5(PORT_NAMESPACE, name), relative, luns))
+        return Nexus(
+            InitiatorPort(name, self._initiator), TargetPort(name, uuid5(PORT_NAMESPACE, name), relative, luns)
+        )
 
     def _numbered_nexus(self, target_id: int) -> Nexus:
         """As `nexus`, for a target that shows a logical unit."""

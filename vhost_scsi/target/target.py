@@ -55,11 +55,12 @@ class Target:
         `nexuses_of` has nothing more."""
         return self.units.pop(name)
 
-    def add_port(self, name: str, nexus: Nexus | None = None) -> Port:
-        """`nexus`: the I_T nexus of the port's target 0, where the transport knows more of it than a name."""
+    def add_port(self, name: str, nexus: Nexus | None = None, *, initiator: int | None = None) -> Port:
+        """`nexus`: the I_T nexus of the port's target 0, where the transport knows more of it than a name. `initiator`:
+        the 64-bit address by which reservations know who is behind the port; made up of its name unless given."""
         if name in self.ports:
             raise ConfigError(f"port {name} is there already")
-        port = Port(self, name, nexus)
+        port = Port(self, name, nexus, initiator)
         self.ports[name] = port
         self._ports_by_cookie[port.cookie] = port
         return port
