@@ -160,7 +160,10 @@ def tgtd(cpu: int, size: int) -> Iterator[Target]:
             unit = ["--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", image.name]
             if not tgtadm(env, *unit) or not tgtadm(env, "--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"):
                 raise BenchError("tgtadm: no logical unit can be made")
-            yield Target("tgtd", port, 1, process.pid)
+            try:
+                yield Target("tgtd", port, 1, process.pid)
+            finally:
+                process.kill()  # with targets it stays through SIGTERM
 
 
 @contextlib.contextmanager
