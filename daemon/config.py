@@ -71,6 +71,7 @@ class LuConfig(_Model):
     strict: bool = Field(default=True, description="refuse commands with reserved bits")
     wsnz: bool = Field(default=True, description="refuse WRITE SAME of zero blocks")
     cdb32: bool = Field(default=False, description="serve READ(32) and its like")
+    overwrite_rate: int = Field(default=0, ge=0, description="bytes a second of FORMAT UNIT and SANITIZE; 0: no limit")
 
 
 class PortConfig(_Model):

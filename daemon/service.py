@@ -186,6 +186,7 @@ class Service:
                 strict=lu.strict,
                 wsnz=lu.wsnz,
                 cdb32=lu.cdb32,
+                overwrite_rate=lu.overwrite_rate,
             )
             saved = await self._blobs.unit(spec.uuid)
             await self.target.add_lu(spec, store, saved)

@@ -51,6 +51,7 @@ class Target:
         physical_block_size: int | None = None,
         read_only: bool = False,
         wsnz: bool = True,
+        overwrite_rate: int = 0,
         host: str = "127.0.0.1",
         portals: int = 1,
         chap: tuple[str, str] | None = None,
@@ -63,6 +64,7 @@ class Target:
         self._physical_block_size = physical_block_size
         self._read_only = read_only
         self._wsnz = wsnz
+        self._overwrite_rate = overwrite_rate
         self._wanted = [Portal(host, 0) for _ in range(portals)]
         self._chap = chap
         self._options = CoreOptions(workers=workers, engine=engine)
@@ -139,6 +141,7 @@ class Target:
                 block_size=self._block_size,
                 read_only=self._read_only,
                 wsnz=self._wsnz,
+                overwrite_rate=self._overwrite_rate,
                 physical_block_size=self._physical_block_size,
             )
             await scsi.add_lu(spec, store)

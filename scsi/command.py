@@ -119,6 +119,8 @@ class Command:
     """another nexus's RESERVE does not keep it out (SPC-2 table 10), or its handler decides"""
     conflicts_unless: str = ""
     """the field that lifts `conflict` where it is not zero"""
+    may_repair: bool = False
+    """may run on a unit that a failed operation left behind"""
 
     @property
     def opcode(self) -> int:
@@ -201,6 +203,7 @@ def python(
     timeout: int = SECONDS,
     passes_reserve: bool = False,
     conflicts_unless: str = "",
+    may_repair: bool = False,
 ) -> Command:
     """A command that a handler serves."""
     return Command(
@@ -218,6 +221,7 @@ def python(
         timeout=timeout,
         passes_reserve=passes_reserve,
         conflicts_unless=conflicts_unless,
+        may_repair=may_repair,
     )
 
 

@@ -21,6 +21,7 @@ from vhost_scsi.scsi.command import (
 )
 from vhost_scsi.scsi.medium_rows import MEDIUM_ROWS
 from vhost_scsi.scsi.reservation_rows import RESERVATION_ROWS
+from vhost_scsi.scsi.service_rows import SERVICE_ROWS
 from vhost_scsi.scsi.unit_rows import UNIT_ROWS
 
 __all__ = [
@@ -41,7 +42,10 @@ __all__ = [
 ]
 
 COMMANDS: Final[tuple[Command, ...]] = tuple(
-    sorted((*MEDIUM_ROWS, *RESERVATION_ROWS, *UNIT_ROWS), key=lambda row: (row.opcode, row.service_action or 0))
+    sorted(
+        (*MEDIUM_ROWS, *RESERVATION_ROWS, *SERVICE_ROWS, *UNIT_ROWS),
+        key=lambda row: (row.opcode, row.service_action or 0),
+    )
 )
 
 _WITH_SERVICE_ACTION: Final = frozenset(row.opcode for row in COMMANDS if row.service_action is not None)

@@ -3,7 +3,8 @@
 
 A handler returns its data-in, whole; the allocation length is applied here, once for all. It raises CheckCondition
 to end in CHECK CONDITION. A handler that must wait for the data plane returns a coroutine instead: the logical unit
-then runs it alone, with everything else held and nothing in flight; or `InTurn`, and nothing else is held.
+then runs it alone, with everything else held and nothing in flight; or `InTurn`, and nothing else is held. What takes
+long returns `Alongside`: other commands go on meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +34,16 @@ class InTurn:
     work: Exclusive
 
 
-Handler = Callable[["Request"], bytes | Exclusive | InTurn]
+@dataclass(frozen=True, slots=True)
+class Alongside:
+    """Work beside other commands. When its command is aborted it is cancelled, and has ended before anybody is told so;
+    work that `goes_on` is not: its command ends without it (SANITIZE, SBC-4 5.30)."""
+
+    work: Exclusive
+    goes_on: bool = False
+
+
+Handler = Callable[["Request"], bytes | Exclusive | InTurn | Alongside]
 
 HANDLERS: dict[str, Handler] = {}
 
@@ -54,14 +64,13 @@ class Request:
     def refuse(self, name: str) -> CheckCondition:
         """INVALID FIELD IN CDB, pointing at the field's first byte and most significant bit."""
         field = self.row[name]
-        top = (field.mask or self.row.usage[field.byte]).bit_length() - 1
-        return sense.invalid_cdb_field(field.byte, top)
+        return sense.invalid_cdb_field(field.byte, field.first_bit)
 
-    def parameter_list(self) -> bytes:
+    def parameter_list(self, name: str = "parameter_list_length") -> bytes:
         """The parameter list, as long as the CDB says; PARAMETER LIST LENGTH ERROR when the data-out is shorter."""
-        length = self["parameter_list_length"]
+        length = self[name]
         if len(self.task.data_out) < length:
-            pointer = FieldPointer(True, self.row["parameter_list_length"].byte)
+            pointer = FieldPointer(True, self.row[name].byte)
             raise CheckCondition(sense.PARAMETER_LIST_LENGTH_ERROR, field=pointer)
         return self.task.data_out[:length]
 

@@ -17,5 +17,10 @@ WRITE_SAME_BYTES: Final = 4 << 30
 """MAXIMUM WRITE SAME LENGTH in bytes (the page says it in blocks)"""
 TRANSFER_BYTES: Final = 64 << 20
 """MAXIMUM TRANSFER LENGTH in bytes: what one command may move to or from the initiator"""
+BUFFER_BYTES: Final = 0xFC00
+"""the unit's buffer (READ BUFFER): less than a parameter list, which brings what is written to it"""
+ECHO_BUFFER_BYTES: Final = 4096
+COPIES: Final = 16
+"""copies of one nexus at once, or whose results it may still ask for"""
 PARAMETER_LIST_BYTES: Final = 0x10000
 """the longest parameter list that any command of ours takes"""

@@ -17,14 +17,22 @@ from typing import Any, Final
 from uuid import UUID
 
 from vhost_scsi.scsi import (
+    buffers,
     capacity,
+    extended_copy,
+    formatting,
+    information,
     inquiry,
+    lba_status,
+    long_blocks,
     mode,
     power,
     report_luns,
     report_opcodes,
+    report_tmfs,
     request_sense,
     reserve,
+    self_test,
     sense,
     sense_data,
 )
@@ -38,11 +46,12 @@ from vhost_scsi.scsi.commands import (
     first_unused_bit,
     parse,
 )
-from vhost_scsi.scsi.dispatch import HANDLERS, Exclusive, InTurn, Request
+from vhost_scsi.scsi.dispatch import HANDLERS, Alongside, Exclusive, InTurn, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.medium import Medium, Support
 from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, ModeParameters
 from vhost_scsi.scsi.nexus import ITL, Cancel, Nexus, TargetPort
+from vhost_scsi.scsi.readiness import Power, Readiness
 from vhost_scsi.scsi.reserve import ReservationKeeper
 from vhost_scsi.scsi.saved_state import NotKept, SavedState
 from vhost_scsi.scsi.sense import CheckCondition, EndsWith, Sense, SenseCode
@@ -50,7 +59,24 @@ from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Ta
 from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
 
 # Each registers its handlers.
-HANDLER_MODULES: Final = (capacity, inquiry, mode, power, report_luns, report_opcodes, request_sense, reserve)
+HANDLER_MODULES: Final = (
+    buffers,
+    capacity,
+    extended_copy,
+    formatting,
+    information,
+    inquiry,
+    lba_status,
+    long_blocks,
+    mode,
+    power,
+    report_luns,
+    report_opcodes,
+    report_tmfs,
+    request_sense,
+    reserve,
+    self_test,
+)
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
 LOG_INTERVAL: Final = 1.0
@@ -61,7 +87,8 @@ LOG_INTERVAL: Final = 1.0
 class LuDefinition:
     """What a logical unit is, wherever it is mapped. `write_cache`: the default of WCE. `strict`:
     a CDB with a reserved bit is refused. `wsnz`: a WRITE SAME of zero blocks is refused, else it goes to the end.
-    `cdb32`: READ(32) and its like are served."""
+    `cdb32`: READ(32) and its like are served. `overwrite_rate`: bytes a second that FORMAT UNIT and SANITIZE write at
+    most; 0: as fast as the store takes them."""
 
     name: str
     uuid: UUID
@@ -72,6 +99,7 @@ class LuDefinition:
     strict: bool = True
     wsnz: bool = True
     cdb32: bool = False
+    overwrite_rate: int = 0
 
 
 class LogicalUnit:
@@ -89,7 +117,15 @@ class LogicalUnit:
         self.target_ports: Callable[[], Iterable[TargetPort]] = self._ports_in_use
         """every target port of the device that shows logical units"""
         self.reservations: Final = ReservationKeeper(self)
-        self._stopped = False
+        self.readiness: Final = Readiness(gate, self._accesses)
+        self.clock: Final = information.Clock()
+        self.self_tests: Final = self_test.SelfTests()
+        self.buffer: Final = bytearray()
+        """what WRITE BUFFER left; as long as it may be once it was written"""
+        self._moving = 0
+        self._still: Final = asyncio.Event()
+        self._still.set()
+        """no handler moves data at this moment"""
         self._tasks: Final = TaskSet(self)
         self._background: Final[set[asyncio.Task[None]]] = set()
         self._alone: Final = asyncio.Lock()
@@ -104,7 +140,11 @@ class LogicalUnit:
     @property
     def stopped(self) -> bool:
         """A START STOP UNIT stopped it; commands that need the medium are refused."""
-        return self._stopped
+        return self.readiness.stopped
+
+    def _accesses(self) -> int:
+        counts = self.medium.counts()
+        return counts.reads + counts.writes + counts.verifies + counts.flushes + counts.unmaps
 
     @property
     def write_cache(self) -> bool:
@@ -149,13 +189,6 @@ class LogicalUnit:
         else:
             self.gate.open(GateBit.WRITE_PROTECTED)
 
-    def set_stopped(self, stopped: bool) -> None:
-        self._stopped = stopped
-        if stopped:
-            self.gate.close(GateBit.NOT_READY)
-        else:
-            self.gate.open(GateBit.NOT_READY)
-
     async def set_mode(self, pages: dict[int, bytes]) -> None:
         """Makes the pages current. Nothing is in flight. Raises CheckCondition, with nothing changed, when turning
         the write cache off needs a flush that fails."""
@@ -168,11 +201,11 @@ class LogicalUnit:
         self._show_write_protection()
 
     def _is_as_new(self) -> bool:
-        return not self._stopped and all(self.mode.current(page) == self.mode.default(page) for page in PAGES)
+        return self.readiness.as_new and all(self.mode.current(page) == self.mode.default(page) for page in PAGES)
 
     async def _restore(self, cause: str) -> None:
         """Started, and with the default mode pages. Nothing is in flight."""
-        self.set_stopped(False)
+        self.readiness.set_power(Power.ACTIVE)
         try:
             await self.set_mode(self.mode.all_defaults())
         except CheckCondition:
@@ -249,14 +282,17 @@ class LogicalUnit:
             entry.done(outcome)
         elif isinstance(outcome, InTurn):
             self._tasks.run(entry)
-            self._spawn(self._run_in_turn(entry, outcome))
+            self.spawn(self._run_in_turn(entry, outcome))
+        elif isinstance(outcome, Alongside):
+            self._tasks.run(entry)
+            self._run_alongside(entry, outcome)
         else:
             self._tasks.run(entry)
             self._tasks.hold(GateBit.HOLD)
             self.gate.close(GateBit.HOLD)
-            self._spawn(self._run_exclusive(entry, outcome))
+            self.spawn(self._run_exclusive(entry, outcome))
 
-    def _decide(self, task: Task) -> Complete | Execute | Exclusive | InTurn:
+    def _decide(self, task: Task) -> Complete | Execute | Exclusive | InTurn | Alongside:
         row = self._admit(task)
         if row.media is not MediaOp.NONE:
             # Later SIMPLE tasks must wait for the end of an ORDERED or HEAD OF QUEUE one.
@@ -285,6 +321,7 @@ class LogicalUnit:
                 # SPC-5 4.2.1: a value that is not supported in a field other than OPERATION CODE
                 raise sense.invalid_cdb_field(8, 7) if opcode == VARIABLE_LENGTH else sense.invalid_cdb_field(1, 4)
             raise CheckCondition(sense.INVALID_COMMAND_OPERATION_CODE)
+        self.readiness.check_operation(row)
         if len(task.cdb) < row.cdb_length:
             raise sense.invalid_cdb_field(len(task.cdb))
         if self.definition.strict:
@@ -298,8 +335,7 @@ class LogicalUnit:
 
     def _check_state(self, row: Command, task: Task) -> None:
         self.reservations.check(row, task)
-        if self._stopped and row.gate_mask & GateBit.NOT_READY:
-            raise CheckCondition(sense.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED)
+        self.readiness.check(row)
         if row.gate_mask & GateBit.WRITE_PROTECTED:
             if self.medium.read_only:
                 raise CheckCondition(sense.WRITE_PROTECTED)
@@ -307,6 +343,12 @@ class LogicalUnit:
                 raise CheckCondition(sense.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)
         if row.gate_mask & GateBit.STORE_FAILED and self.medium.flush_failed and self._promises(row, task):
             raise CheckCondition(sense.WRITE_ERROR)
+
+    def check_access(self, itl: ITL, row: Command) -> None:
+        """For a command that acts on this unit from another one (EXTENDED COPY): raises CheckCondition when the nexus
+        might not do the same here by the command `row`."""
+        self.readiness.check_operation(row)
+        self._check_state(row, Task(itl, 0, TaskAttribute.SIMPLE, row.usage[:1] + bytes(row.cdb_length - 1)))
 
     def _promises(self, row: Command, task: Task) -> bool:
         """Whether GOOD would say that data are durable."""
@@ -316,6 +358,10 @@ class LogicalUnit:
 
     def _check_condition(self, error: Sense) -> Complete:
         return Complete(Status.CHECK_CONDITION, sense_data.build(error, descriptor=self.descriptor_sense))
+
+    def log_error(self, what: str, *arguments: object) -> None:
+        """For what goes on by itself: the initiator has its status already."""
+        LOG.error("%s: " + what, self.definition.name, *arguments)
 
     def _failed(self, task: Task) -> Complete:
         """A handler's own fault: told to the initiator, and logged."""
@@ -331,16 +377,63 @@ class LogicalUnit:
 
     # ---- waiting for the data plane --------------------------------------------------------------------------------
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         running = asyncio.get_running_loop().create_task(work)
         self._background.add(running)
         running.add_done_callback(self._background.discard)
+        return running
+
+    async def close(self) -> None:
+        """Nothing is mapped any more: ends what goes on by itself."""
+        for running in list(self._background):
+            running.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _run_alongside(self, entry: Entry, answer: Alongside) -> None:
+        """Runs a handler that takes long, beside other commands."""
+        running = self.spawn(self._run_beside(entry, answer.work))
+        if not answer.goes_on:
+            entry.begun = True
+            entry.cancel = running.cancel
+
+    async def _run_beside(self, entry: Entry, work: Exclusive) -> None:
+        outcome: Outcome = Aborted()
+        try:
+            outcome = await self._outcome(entry, work)
+        except asyncio.CancelledError:
+            pass  # aborted: the task set waits for this end, and nobody above does
+        finally:
+            work.close()
+            if not entry.ended:
+                entry.done(outcome)
+                self._tasks.end(entry)
+
+    @asynccontextmanager
+    async def moving(self) -> AsyncIterator[None]:
+        """A handler moves data itself, a piece at a time: while it does nobody gets the unit for himself."""
+        while self._tasks.is_held(GateBit.HOLD):
+            await self._alone.acquire()
+            self._alone.release()
+            await asyncio.sleep(0)
+        self._moving += 1
+        self._still.clear()
+        try:
+            yield
+        finally:
+            self._moving -= 1
+            if not self._moving:
+                self._still.set()
+
+    async def _quiet(self) -> None:
+        """Everything is held: returns when nothing is in flight in C and no handler moves data."""
+        await self.gate.fence(GateBit.HOLD)
+        await self._still.wait()
 
     async def _run_exclusive(self, entry: Entry, work: Exclusive) -> None:
         """Runs a handler that waits, alone; the HOLD is in force already."""
         try:
             async with self._alone:
-                await self.gate.fence(GateBit.HOLD)
+                await self._quiet()
                 outcome = await self._run(entry, work)
         finally:
             work.close()
@@ -370,6 +463,9 @@ class LogicalUnit:
         if entry.aborted:
             return Aborted()
         entry.begun = True
+        return await self._outcome(entry, work)
+
+    async def _outcome(self, entry: Entry, work: Exclusive) -> Outcome:
         outcome: Outcome
         try:
             outcome = Complete(Status.GOOD, data_in=await work)
@@ -383,7 +479,7 @@ class LogicalUnit:
 
     def fence_ordered(self, entry: Entry) -> None:
         """The task set's call: an ORDERED task waits for what C has in flight."""
-        self._spawn(self._fence_ordered(entry))
+        self.spawn(self._fence_ordered(entry))
 
     async def _fence_ordered(self, entry: Entry) -> None:
         await self.gate.fence(GateBit.ORDERED)
@@ -406,7 +502,7 @@ class LogicalUnit:
         self.gate.close(GateBit.HOLD)
         try:
             async with self._alone:
-                await self.gate.fence(GateBit.HOLD)
+                await self._quiet()
                 yield
         finally:
             self._tasks.release(GateBit.HOLD)

@@ -6,6 +6,7 @@ Identity only. How a transport makes a nexus, and how it loses one, is the trans
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from vhost_scsi.scsi.sense import SenseCode
 from vhost_scsi.scsi.unit_attention import UnitAttentions
 
 if TYPE_CHECKING:
+    from vhost_scsi.scsi.extended_copy import Copies
     from vhost_scsi.scsi.logical_unit import LogicalUnit
 
 Cancel = Callable[[], Awaitable[Iterable["ITL"] | None]]
@@ -94,6 +96,10 @@ class ITL:
     attentions: UnitAttentions = field(default_factory=UnitAttentions)
     in_use: bool = False
     cancel: Cancel | None = None
+    echo: bytes | None = None
+    """what WRITE BUFFER left for READ BUFFER"""
+    copies: Copies = field(default_factory=OrderedDict)
+    """what RECEIVE COPY RESULTS may ask for"""
 
     def establish(self, code: SenseCode) -> None:
         """Establishes a unit attention condition."""

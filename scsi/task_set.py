@@ -44,6 +44,8 @@ class Entry:
     begun: bool = False
     """the handler is at work and can only be waited for"""
     ended: bool = False
+    cancel: Callable[[], object] | None = None
+    """ends a handler that is at work soon"""
 
 
 def closes_ordered(task: Task) -> bool:
@@ -200,6 +202,8 @@ class TaskSet:
         for entry in found:
             entry.aborted = True
             if entry.in_c or entry.begun:
+                if entry.cancel is not None:
+                    entry.cancel()
                 continue
             self._remove(entry)
             entry.done(Aborted())

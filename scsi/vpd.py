@@ -12,10 +12,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from construct import BitsInteger, BitStruct, Flag, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
+from construct import (
+    BitsInteger,
+    BitStruct,
+    Const,
+    Flag,
+    GreedyBytes,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Int64ub,
+    Padding,
+    Struct,
+)
 from construct import Prefixed as PrefixedBytes
 
-from vhost_scsi.scsi import limits
+from vhost_scsi.scsi import copy_parameters, limits
 from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.scsi.medium import Support
 
@@ -67,7 +79,11 @@ BLOCK_LIMITS = Struct(
 UGAVALID: Final = 1 << 31
 
 # SBC-4 6.6.2
-BLOCK_DEVICE_CHARACTERISTICS = Struct("medium_rotation_rate" / Int16ub, Padding(58))
+BLOCK_DEVICE_CHARACTERISTICS = Struct(
+    "medium_rotation_rate" / Int16ub, Padding(1), "write_after_erase" / Int8ub, Padding(56)
+)
+WABEREQ_READS_SUCCEED: Final = 0b01 << 6
+"""after SANITIZE, BLOCK ERASE blocks are read without error"""
 ROTATION_NOT_REPORTED, NON_ROTATING = 0x0000, 0x0001
 
 # SBC-4 6.6.7
@@ -103,6 +119,38 @@ EXTENDED_INQUIRY = Struct(
     "caches" / BitStruct(Padding(4), "wu_sup" / Flag, "crd_sup" / Flag, "nv_sup" / Flag, "v_sup" / Flag),
     "clearing" / BitStruct(Padding(3), "p_i_i_sup" / Flag, Padding(3), "luiclr" / Flag),
     Padding(56),
+)
+
+# SPC-5 7.7.15
+SCSI_PORT = Struct(
+    Padding(2),
+    "relative_id" / Int16ub,
+    Padding(2),
+    "initiator_transport_id" / Const(0, Int16ub),
+    Padding(2),
+    "descriptors" / PrefixedBytes(Int16ub, GreedyBytes),
+)
+
+# SPC-5 7.7.12, from byte 4 on; recovery times in milliseconds
+POWER_CONDITION = Struct("standby" / Int8ub, "idle" / Int8ub, Padding(12))
+
+# SPC-5 7.7.17
+COPY_DESCRIPTOR = Struct("type" / Int16ub, "body" / PrefixedBytes(Int16ub, GreedyBytes))
+COPY_PARAMETER_DATA = Struct(
+    Padding(4),
+    "targets" / Int16ub,
+    "segments" / Int16ub,
+    "list_bytes" / Int32ub,
+    "inline_bytes" / Int32ub,
+    Padding(12),
+)
+GENERAL_COPY_OPERATIONS = Struct(
+    "total_copies" / Int32ub,
+    "identified_copies" / Int32ub,
+    "segment_bytes" / Int32ub,
+    "segment_granularity" / Int8ub,
+    "inline_granularity" / Int8ub,
+    Padding(18),
 )
 
 
@@ -141,27 +189,38 @@ def _unit_serial_number(unit: LogicalUnit, port: TargetPort) -> bytes:
     return serial_number(unit.definition.uuid)
 
 
-def target_port_designators(port: TargetPort) -> bytes:
-    relative = _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, bytes(2) + port.relative_id.to_bytes(2))
+def target_port_name(port: TargetPort) -> bytes:
     if port.iscsi_name is None:
-        return relative + _designator(TARGET_PORT, NAA, BINARY, naa_locally_assigned(port.uuid))
+        return _designator(TARGET_PORT, NAA, BINARY, naa_locally_assigned(port.uuid))
     # SPC-5 7.7.6.11: null-terminated, null-padded to a multiple of four
     name = port.iscsi_name.encode()
     name += bytes(4 - len(name) % 4)
-    return relative + _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, name, ISCSI)
+    return _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, name, ISCSI)
+
+
+def target_port_designators(port: TargetPort) -> bytes:
+    """The relative identifier and the name of the port."""
+    relative = _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, bytes(2) + port.relative_id.to_bytes(2))
+    return relative + target_port_name(port)
+
+
+def logical_unit_designators(unit: LogicalUnit) -> list[tuple[int, int, bytes]]:
+    """What names the unit: code set, designator type, value."""
+    uuid = unit.definition.uuid
+    vendor = unit.definition.vendor.encode("ascii", "replace")[:8].ljust(8)
+    return [
+        (BINARY, NAA, naa_locally_assigned(uuid)),
+        # SPC-5 7.7.6.10: designator length and type of UUID 1h, then the UUID
+        (BINARY, UUID_DESIGNATOR, bytes([0x10, 0x00]) + uuid.bytes),
+        (ASCII, T10_VENDOR_ID, vendor + serial_number(uuid)),
+        # SPC-5 7.7.6.11: null-terminated, null-padded to a multiple of four
+        (UTF_8, SCSI_NAME_STRING, b"naa." + naa_locally_assigned(uuid).hex().upper().encode("ascii") + bytes(4)),
+    ]
 
 
 def _device_identification(unit: LogicalUnit, port: TargetPort) -> bytes:
-    uuid = unit.definition.uuid
-    vendor = unit.definition.vendor.encode("ascii", "replace")[:8].ljust(8)
-    # SPC-5 7.7.6.10: designator length and type of UUID 1h, then the UUID
-    rfc_4122 = bytes([0x10, 0x00]) + uuid.bytes
-    designators = [
-        _designator(LOGICAL_UNIT, NAA, BINARY, naa_locally_assigned(uuid)),
-        _designator(LOGICAL_UNIT, UUID_DESIGNATOR, BINARY, rfc_4122),
-        _designator(LOGICAL_UNIT, T10_VENDOR_ID, ASCII, vendor + serial_number(uuid)),
-    ]
-    return b"".join(designators) + target_port_designators(port)
+    own = (_designator(LOGICAL_UNIT, kind, code_set, value) for code_set, kind, value in logical_unit_designators(unit))
+    return b"".join(own) + target_port_designators(port)
 
 
 def _extended_inquiry(unit: LogicalUnit, port: TargetPort) -> bytes:
@@ -213,7 +272,10 @@ def _block_limits(unit: LogicalUnit, port: TargetPort) -> bytes:
 
 def _block_device_characteristics(unit: LogicalUnit, port: TargetPort) -> bytes:
     rate = ROTATION_NOT_REPORTED if unit.medium.rotational else NON_ROTATING
-    built: bytes = BLOCK_DEVICE_CHARACTERISTICS.build({"medium_rotation_rate": rate})
+    erases = unit.medium.capabilities.unmap is not Support.NONE
+    built: bytes = BLOCK_DEVICE_CHARACTERISTICS.build(
+        {"medium_rotation_rate": rate, "write_after_erase": WABEREQ_READS_SUCCEED if erases else 0}
+    )
     return built
 
 
@@ -237,6 +299,69 @@ def _logical_block_provisioning(unit: LogicalUnit, port: TargetPort) -> bytes:
     return built
 
 
+def _management_network_addresses(unit: LogicalUnit, port: TargetPort) -> bytes:
+    """None: a unit is managed through its process's socket, which has no URL."""
+    return b""
+
+
+def _mode_page_policy(unit: LogicalUnit, port: TargetPort) -> bytes:
+    # SPC-5 7.7.9: all pages and subpages are shared by all nexuses, none by several logical units.
+    return bytes([0x3F, 0xFF, 0x00, 0x00])
+
+
+def _scsi_ports(unit: LogicalUnit, port: TargetPort) -> bytes:
+    built = b""
+    for each in sorted(unit.target_ports(), key=lambda one: one.relative_id):
+        built += SCSI_PORT.build({"relative_id": each.relative_id, "descriptors": target_port_name(each)})
+    return built
+
+
+def _power_condition(unit: LogicalUnit, port: TargetPort) -> bytes:
+    """Every condition that START STOP UNIT may ask for; none takes time to leave."""
+    built: bytes = POWER_CONDITION.build({"standby": 0b11, "idle": 0b111})
+    return built
+
+
+def _padded(kind: int, body: bytes) -> bytes:
+    """A third-party copy descriptor: a multiple of four bytes (SPC-5 7.7.17.2)."""
+    built: bytes = COPY_DESCRIPTOR.build({"type": kind, "body": body + bytes(-len(body) % 4)})
+    return built
+
+
+def _third_party_copy(unit: LogicalUnit, port: TargetPort) -> bytes:
+    commands: dict[int, list[int]] = {}
+    for row in unit.commands():
+        if row.opcode in (0x83, 0x84):
+            commands.setdefault(row.opcode, []).append(row.service_action or 0)
+    listed = b"".join(bytes([opcode, len(actions), *actions]) for opcode, actions in commands.items())
+    listed = bytes([len(listed)]) + listed
+    # A supported commands list is 4n-2 long: type and length, four bytes, come before it.
+    codes = bytes([len(copy_parameters.CODES), *copy_parameters.CODES])
+    parameters = COPY_PARAMETER_DATA.build(
+        {
+            "targets": copy_parameters.TARGETS,
+            "segments": copy_parameters.SEGMENTS,
+            "list_bytes": copy_parameters.LIST_BYTES,
+            "inline_bytes": 0,
+        }
+    )
+    operations = GENERAL_COPY_OPERATIONS.build(
+        {
+            "total_copies": limits.COPIES,
+            "identified_copies": limits.COPIES,
+            "segment_bytes": copy_parameters.SEGMENT_BYTES,
+            "segment_granularity": unit.medium.block_size.bit_length() - 1,
+            "inline_granularity": 0,
+        }
+    )
+    return _padded(0x0001, listed) + _padded(0x0004, parameters) + _padded(0x0008, codes) + _padded(0x8001, operations)
+
+
+def _block_limits_extension(unit: LogicalUnit, port: TargetPort) -> bytes:
+    """No streams and no scattered writes: all zero (SBC-4 6.6.5)."""
+    return bytes(60)
+
+
 @dataclass(frozen=True, slots=True)
 class VpdPage:
     """`build` gives the page from byte 4 on."""
@@ -250,10 +375,16 @@ PAGES: Final[tuple[VpdPage, ...]] = (
     VpdPage(0x00, "Supported VPD Pages", _supported_pages),
     VpdPage(0x80, "Unit Serial Number", _unit_serial_number),
     VpdPage(0x83, "Device Identification", _device_identification),
+    VpdPage(0x85, "Management Network Addresses", _management_network_addresses),
     VpdPage(0x86, "Extended INQUIRY Data", _extended_inquiry),
+    VpdPage(0x87, "Mode Page Policy", _mode_page_policy),
+    VpdPage(0x88, "SCSI Ports", _scsi_ports),
+    VpdPage(0x8A, "Power Condition", _power_condition),
+    VpdPage(0x8F, "Third-party Copy", _third_party_copy),
     VpdPage(0xB0, "Block Limits", _block_limits),
     VpdPage(0xB1, "Block Device Characteristics", _block_device_characteristics),
     VpdPage(0xB2, "Logical Block Provisioning", _logical_block_provisioning),
+    VpdPage(0xB7, "Block Limits Extension", _block_limits_extension),
 )
 
 _BY_CODE: Final = {row.code: row for row in PAGES}

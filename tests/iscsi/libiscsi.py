@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-TIMEOUT = 90.0
+TIMEOUT = 240.0
 KNOWN = Path(__file__).with_name("known-failures.txt")
 _TEST = re.compile(r"^  Test: (?P<name>\S+) \.\.\.", re.MULTILINE)
 # What a test prints comes between its name and its verdict, and may speak of [FAILED] commands that were meant to fail.

@@ -175,6 +175,16 @@ class Rig:
         self.unit.submit(task, outcomes.append)
         return outcomes
 
+    def begin(self, task):
+        """As `submit`, for a handler that goes on by itself."""
+        outcomes = []
+
+        async def submitted():
+            self.unit.submit(task, outcomes.append)
+
+        self.run(submitted())
+        return outcomes
+
     def run(self, awaitable):
         return self.loop.run_until_complete(asyncio.wait_for(awaitable, 5))
 

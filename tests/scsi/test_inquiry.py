@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """INQUIRY: standard data, every VPD page, and what is refused."""
 
+from uuid import UUID
+
 import pytest
 
 from vhost_scsi.scsi import sense, vpd
@@ -65,7 +67,7 @@ def test_a_page_code_without_evpd_is_refused(lu, fails):
 
 
 def test_an_unknown_page_is_refused(lu, fails):
-    fails(lu, "INQUIRY", sense.INVALID_FIELD_IN_CDB, evpd=1, page_code=0x8F, at=(2, 7))
+    fails(lu, "INQUIRY", sense.INVALID_FIELD_IN_CDB, evpd=1, page_code=0x84, at=(2, 7))
 
 
 def test_cmddt_is_refused(lu, fails):
@@ -74,7 +76,8 @@ def test_cmddt_is_refused(lu, fails):
 
 def test_page_00_lists_exactly_the_pages_that_answer(lu, ok, fails):
     listed = page(ok, lu, 0x00)[4:]
-    assert list(listed) == sorted(listed) == [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2]
+    assert list(listed) == sorted(listed)
+    assert {0x00, 0x80, 0x83, 0x85, 0x86, 0x87, 0x88, 0x8A, 0x8F, 0xB0, 0xB1, 0xB2, 0xB7} <= set(listed)
     for code in range(256):
         if code in listed:
             page(ok, lu, code)
@@ -186,3 +189,52 @@ def test_medium_rotation_rate(make_lu, ok, rotational, rate):
 def test_emulated_unmap_counts_as_unmap(make_lu, ok):
     lu = make_lu(capabilities=Capabilities(unmap=Support.EMULATED))
     assert page(ok, lu, 0xB2)[5] & 0x80
+
+
+def test_a_unit_is_named_by_a_scsi_name_string_too(lu, ok):
+    assert b"naa.3" in page(ok, lu, 0x83)
+
+
+def test_pages_with_nothing_to_say_are_empty(lu, ok):
+    assert page(ok, lu, 0x85)[4:] == b""
+    assert page(ok, lu, 0xB7)[4:] == bytes(60)
+
+
+def test_mode_pages_are_shared_by_all_nexuses(lu, ok):
+    assert page(ok, lu, 0x87)[4:] == bytes([0x3F, 0xFF, 0, 0])
+
+
+def test_scsi_ports_names_every_target_port(lu, ok):
+    other = TargetPort("iscsi", UUID(int=5), 7, list, iscsi_name="iqn.2026-11.invalid.test:one,t,0x0001")
+    lu.unit.target_ports = lambda: [other, lu.port]
+    data, found = page(ok, lu, 0x88)[4:], {}
+    while data:
+        end = 12 + int.from_bytes(data[10:12])
+        found[int.from_bytes(data[2:4])] = data[12:end]
+        data = data[end:]
+    assert set(found) == {1, 7}
+    assert other.iscsi_name.encode() in found[7]
+    assert found[1][0] == 1  # binary
+    assert found[1][1] == 0x13  # association 01b, NAA
+
+
+def test_power_conditions_that_a_command_may_ask_for(lu, ok):
+    assert page(ok, lu, 0x8A)[4:] == bytes([0b11, 0b111]) + bytes(12)
+
+
+def test_third_party_copy_lists_commands_and_bounds(lu, ok):
+    data, found = page(ok, lu, 0x8F)[4:], {}
+    while data:
+        kind, length = int.from_bytes(data[:2]), int.from_bytes(data[2:4])
+        assert length % 4 == 0
+        found[kind] = data[4 : 4 + length]
+        data = data[4 + length :]
+    assert set(found) == {0x0001, 0x0004, 0x0008, 0x8001}
+    assert found[1][:9] == bytes([8, 0x83, 1, 0, 0x84, 3, 0, 3, 4])
+    assert found[8][:4] == bytes([3, 0x02, 0x0A, 0xE4])
+    assert int.from_bytes(found[4][4:6]) == 16
+
+
+@pytest.mark.parametrize(("unmap", "after_erase"), [(Support.NATIVE, 0x40), (Support.NONE, 0)])
+def test_what_reads_do_after_a_block_erase(make_lu, ok, unmap, after_erase):
+    assert page(ok, make_lu(capabilities=Capabilities(unmap=unmap)), 0xB1)[7] == after_erase

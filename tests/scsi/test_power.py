@@ -6,6 +6,7 @@ import pytest
 from vhost_scsi.scsi import sense, sense_data
 from vhost_scsi.scsi.commands import COMMANDS, MediaOp
 from vhost_scsi.scsi.gate import GateBit
+from vhost_scsi.scsi.medium import Counts
 
 NOT_READY = sense.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED
 
@@ -60,9 +61,46 @@ def test_a_stopped_unit_answers_inquiry_and_mode_sense(lu, ok):
     ok(lu, "MODE SENSE(6)", page_code=0x3F)
 
 
-@pytest.mark.parametrize(("byte_4", "bit"), [(0x10, 4), (0x02, 1), (0x32, 5)])
-def test_power_conditions_and_ejection_are_refused(lu, fails, byte_4, bit):
-    fails(lu, bytes([0x1B, 0, 0, 0, byte_4, 0]), sense.INVALID_FIELD_IN_CDB, at=(4, bit))
+@pytest.mark.parametrize(
+    ("modifier", "byte_4", "at"),
+    [(0, 0x02, (4, 1)), (0, 0x40, (4, 7)), (3, 0x20, (3, 3)), (1, 0x10, (3, 3)), (1, 0x01, (3, 3))],
+)
+def test_unknown_power_conditions_and_ejection_are_refused(lu, fails, modifier, byte_4, at):
+    fails(lu, bytes([0x1B, 0, 0, modifier, byte_4, 0]), sense.INVALID_FIELD_IN_CDB, at=at)
+
+
+@pytest.mark.parametrize(
+    ("condition", "modifier", "code"),
+    [
+        (2, 0, sense.IDLE_CONDITION_ACTIVATED_BY_COMMAND),
+        (2, 1, sense.IDLE_B_CONDITION_ACTIVATED_BY_COMMAND),
+        (0xA, 2, sense.IDLE_C_CONDITION_ACTIVATED_BY_COMMAND),
+        (3, 0, sense.STANDBY_CONDITION_ACTIVATED_BY_COMMAND),
+        (0xB, 1, sense.STANDBY_Y_CONDITION_ACTIVATED_BY_COMMAND),
+    ],
+)
+def test_a_power_condition_is_told_until_the_medium_is_used(lu, ok, executes, condition, modifier, code):
+    ok(lu, "START STOP UNIT", power_condition=condition, power_condition_modifier=modifier)
+    assert lu.medium.log == ["flush"]
+    assert sense_data.parse(ok(lu, "REQUEST SENSE")).code is code
+    assert not lu.gate.bits & GateBit.NOT_READY
+    executes(lu, "READ(10)", blocks=1)
+    lu.medium.counted = Counts(reads=1)
+    assert sense_data.parse(ok(lu, "REQUEST SENSE")).code is sense.NO_ADDITIONAL_SENSE_INFORMATION
+
+
+def test_active_ends_a_power_condition_and_a_stop(lu, ok):
+    ok(lu, "START STOP UNIT", power_condition=2)
+    ok(lu, "START STOP UNIT", power_condition=1)
+    assert sense_data.parse(ok(lu, "REQUEST SENSE")).code is sense.NO_ADDITIONAL_SENSE_INFORMATION
+    ok(lu, "START STOP UNIT")
+    ok(lu, "START STOP UNIT", power_condition=1)
+    assert not lu.unit.stopped
+
+
+def test_timers_take_over_nothing(lu, ok):
+    ok(lu, "START STOP UNIT", power_condition=7)
+    assert not lu.medium.log
 
 
 def test_a_reset_starts_the_unit(lu, ok):

@@ -55,7 +55,7 @@ def test_one_command_with_timeouts(lu, ok):
 
 
 @pytest.mark.parametrize(
-    ("options", "opcode", "action"), [(1, 0x83, 0), (2, 0x9E, 0x1F), (3, 0x9E, 0x1F), (3, 0x28, 1)]
+    ("options", "opcode", "action"), [(1, 0x96, 0), (2, 0x9E, 0x1F), (3, 0x9E, 0x1F), (3, 0x28, 1)]
 )
 def test_a_command_that_is_not_there(lu, ok, options, opcode, action):
     given = {"requested_operation_code": opcode, "requested_service_action": action}

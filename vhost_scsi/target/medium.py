@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class LuSpec:
     """What a user says of a logical unit. `block_size` in bytes, a power of two from 512 on; `write_cache` is WCE's
     default; `strict` refuses CDBs with reserved bits; `wsnz` refuses a WRITE SAME of zero blocks, which else goes
-    to the end of the medium; `cdb32` serves READ(32) and its like."""
+    to the end of the medium; `cdb32` serves READ(32) and its like; `overwrite_rate` bounds
+    what FORMAT UNIT and SANITIZE write, in bytes a second (0: nothing does)."""
 
     name: str
     uuid: UUID
@@ -39,6 +40,7 @@ class LuSpec:
     strict: bool = True
     wsnz: bool = True
     cdb32: bool = False
+    overwrite_rate: int = 0
 
 
 @contextmanager

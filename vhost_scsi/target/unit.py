@@ -62,7 +62,13 @@ class Unit:
         self._medium = medium
         self.gate: Final[Gate] = core.gate(self.handle)
         definition = LuDefinition(
-            spec.name, spec.uuid, write_cache=spec.write_cache, strict=spec.strict, wsnz=spec.wsnz, cdb32=spec.cdb32
+            spec.name,
+            spec.uuid,
+            write_cache=spec.write_cache,
+            strict=spec.strict,
+            wsnz=spec.wsnz,
+            cdb32=spec.cdb32,
+            overwrite_rate=spec.overwrite_rate,
         )
         self.logical_unit: Final = LogicalUnit(definition, medium, self.gate, saved)
         self._resets = 0
@@ -136,6 +142,7 @@ class Unit:
 
     async def close(self) -> None:
         """Nothing is mapped any more: ends what is left and destroys the unit and its store."""
+        await self.logical_unit.close()
         await self._core.quiesce(lib.vs_lu_pins(self.handle), self)
         if not self.store.info.read_only and not self.logical_unit.medium.flush_failed:
             try:

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-5 6.37)."""
+
+from construct import BitStruct, Flag, Int8ub, Int32ub, Padding, Struct
+
+from vhost_scsi.scsi.dispatch import Request, handles
+
+FUNCTIONS = Struct(
+    "flags"
+    / BitStruct(
+        "ats" / Flag,
+        "atss" / Flag,
+        "cacas" / Flag,
+        "ctss" / Flag,
+        "lurs" / Flag,
+        "qts" / Flag,
+        Padding(2),
+        Padding(5),
+        "qaes" / Flag,
+        "qtss" / Flag,
+        "itnrs" / Flag,
+    ),
+    Padding(1),
+    "additional_length" / Int8ub,
+)
+# SPC-5 table 310, in units of 100 ms
+TIMEOUTS = Struct(Padding(4), "long" / Int32ub, "short" / Int32ub)
+TENTHS = 300
+"""as long as an initiator should wait for a function: until what is in flight has ended"""
+OFFERED = ("ats", "atss", "ctss", "lurs", "qts", "qtss", "itnrs")
+NOT_OFFERED = ("cacas", "qaes")
+
+
+@handles("report_supported_tmfs")
+def report_supported_tmfs(request: Request) -> bytes:
+    flags = {name: name in OFFERED for name in (*OFFERED, *NOT_OFFERED)}
+    timeouts: bytes = TIMEOUTS.build({"long": TENTHS, "short": TENTHS}) if request["repd"] else b""
+    built: bytes = FUNCTIONS.build({"flags": flags, "additional_length": len(timeouts)})
+    return built + timeouts
