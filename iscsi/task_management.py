@@ -108,10 +108,7 @@ class TaskManagement:
         return TaskResponse.COMPLETE
 
     async def _abort_known(self, session: CoreSession, request: TaskManagementRequest, lun: int, order: int) -> bool:
-        tag = request.referenced_task_tag
-        known = await self._ask(session, TaskManagementFunction.QUERY_TASK, lun, tag, order)
-        await self._ask(session, TaskManagementFunction.ABORT_TASK, lun, tag, order)
-        return known is TaskResponse.SUCCEEDED
+        return await self._target.abort_task(session.port, 0, lun, request.referenced_task_tag, order)
 
     # ---- sets of tasks ---------------------------------------------------------------------------------------------
 

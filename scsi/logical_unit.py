@@ -524,26 +524,30 @@ class LogicalUnit:
         gate.close(GateBit.TMF)
         try:
             tasks = self._tasks.abort(match)
-            lost = set() if cancel is None else set(await cancel() or ())
+            # What C runs may have ended by itself before C was asked: whether it lost them is C's to say.
+            lost = {task.itl for task in tasks if not self._tasks.runs_in_c(task)}
+            lost |= set() if cancel is None else set(await cancel() or ())
             # C has taken what the rings still held, and what of it was Python's has arrived meanwhile.
-            tasks += [task for task in self._tasks.abort(match) if task not in tasks]
+            late = [task for task in self._tasks.abort(match) if task not in tasks]
+            lost |= {task.itl for task in late}
+            tasks += late
             if cancel is None or not others:
                 await gate.fence(GateBit.TMF)
             await self._tasks.ended(tasks)
-            yield tasks, lost | {task.itl for task in tasks}
+            yield tasks, lost
         finally:
             self._tasks.release(GateBit.TMF, scope)
             self._tasks.pump()
             self._open_if_free(GateBit.TMF, scope)
 
-    async def abort_task(
-        self, itl: ITL, tag: int, cancel: Cancel | None = None, before: int | None = None
-    ) -> list[Task]:
+    async def abort_task(self, itl: ITL, tag: int, cancel: Cancel | None = None, before: int | None = None) -> bool:
+        """Whether a task was aborted; one that ended by itself at the last moment was not."""
+
         def match(task: Task) -> bool:
             return task.itl is itl and task.tag == tag and _earlier(task, itl, before)
 
-        async with self._ended(itl, match, cancel, others=True) as (tasks, _):
-            return tasks
+        async with self._ended(itl, match, cancel, others=True) as (_, lost):
+            return bool(lost)
 
     async def abort_task_set(self, itl: ITL, cancel: Cancel | None = None, before: int | None = None) -> list[Task]:
         def match(task: Task) -> bool:

@@ -211,6 +211,10 @@ class TaskSet:
             self.pump()
         return [entry.task for entry in found]
 
+    def runs_in_c(self, task: Task) -> bool:
+        entry = self._entries.get(task)
+        return entry is not None and entry.in_c
+
     async def ended(self, tasks: list[Task]) -> None:
         """Returns when none of the tasks is in the set any more."""
         while any(task in self._entries for task in tasks):

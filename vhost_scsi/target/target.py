@@ -152,3 +152,7 @@ class Target:
         """Returns when the function is complete: every task it ended has been answered. `before`: the function's own
         place among what the nexus sends, where the transport knows one (Task.order)."""
         return await tmf.run(self.core, port, function, target_id, lun, tag, before)
+
+    async def abort_task(self, port: Port, target_id: int, lun: int, tag: int, before: int | None = None) -> bool:
+        """ABORT TASK as task_management() has it, for who must know whether a task was aborted."""
+        return await tmf.abort_task(self.core, port, target_id, lun, tag, before)

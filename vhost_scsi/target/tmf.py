@@ -96,6 +96,22 @@ def canceller(
     return cancel
 
 
+async def abort_task(core: Core, port: Port, target_id: int, lun: int, tag: int, before: int | None = None) -> bool:
+    """ABORT TASK, for a transport that tells its initiator whether there was such a task (RFC 7143 11.6.1); SAM-5 7.2
+    does not. True: it was aborted, and no status of it is sent. False: there is none, or it has ended by itself."""
+    mapped = port.at(target_id, lun)
+    if mapped is None:
+        return False
+    found = await _abort_task(core, mapped, tag, before)
+    await core.delivered()
+    return found
+
+
+async def _abort_task(core: Core, mapped: MappedLun, tag: int, before: int | None) -> bool:
+    cancel = canceller(core, mapped.unit, [mapped], tag, mapped, before)
+    return await mapped.unit.logical_unit.abort_task(mapped.itl, tag, cancel, before)
+
+
 async def run(
     core: Core,
     port: Port,
@@ -116,7 +132,7 @@ async def run(
     unit, itl, lu, target = mapped.unit, mapped.itl, mapped.unit.logical_unit, port.target
     match function:
         case TaskManagementFunction.ABORT_TASK:
-            await lu.abort_task(itl, tag, canceller(core, unit, [mapped], tag, mapped, before), before)
+            await _abort_task(core, mapped, tag, before)
         case TaskManagementFunction.ABORT_TASK_SET:
             await lu.abort_task_set(itl, canceller(core, unit, [mapped], None, mapped, before), before)
         case TaskManagementFunction.CLEAR_TASK_SET:
