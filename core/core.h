@@ -441,7 +441,8 @@ bool vs_vring_kicks_on(struct vs_vring *r); /* asks for kicks; true: more chains
 
 /* ---- logical units, nexuses, tasks ----------------------------------------------------------------------------------------------------------------- */
 
-struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t service_action; uint8_t cdb_len; uint8_t media; uint8_t dir; uint32_t param_max; uint64_t gate_mask; uint8_t usage[32]; };
+enum vs_dir { VS_DIR_NONE, VS_DIR_IN, VS_DIR_OUT }; /* vs_row.dir: Direction of scsi/command.py */
+struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t service_action; uint8_t cdb_len; uint8_t media; uint8_t dir; uint32_t param_max; uint8_t param_at, param_bytes; uint64_t gate_mask; uint8_t usage[32]; };
 const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len); /* NULL: no such command */
 uint32_t vs_cdb_length(const uint8_t *cdb);                              /* by opcode group; 0: vendor or reserved group */
 

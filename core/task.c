@@ -113,6 +113,16 @@ static void end_with_status(struct vs_task *t, uint8_t status)
 	vs_task_finish(t);
 }
 
+/* PARAMETER LIST LENGTH, a field of the CDB: what lies behind it in the buffer is not taken. */
+static uint64_t list_length(const struct vs_task *t)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < t->row->param_bytes; i++)
+		n = n << 8 | t->cdb[t->row->param_at + i];
+	return n;
+}
+
 /* What Python will read of the data-out buffer, copied before anybody looks at it. */
 static bool copy_param(struct vs_task *t)
 {
@@ -120,7 +130,7 @@ static bool copy_param(struct vs_task *t)
 
 	if (t->param || !t->row || !t->row->param_max)
 		return true;
-	n = vs_min(t->out_length, (uint64_t)t->row->param_max);
+	n = vs_min(vs_min(t->out_length, (uint64_t)t->row->param_max), list_length(t));
 	if (!n)
 		return true;
 	t->param = malloc(n);
@@ -214,7 +224,7 @@ static void take_result(const struct vs_result *r, const uint8_t *blob, uint64_t
 	t->required = r->data_length;
 	if (r->data_length && r->data_offset <= blob_length && r->data_length <= blob_length - r->data_offset)
 		t->transferred = vs_iov_from_buffer(t->in, (int)t->nin, 0, blob + r->data_offset, vs_min((uint64_t)r->data_length, t->in_length));
-	if (!t->in_length) {
+	if (!t->in_length || t->param) {
 		/* Parameter data went the other way: what Python was given has been taken. */
 		t->transferred = t->param_length;
 		t->required = t->param_length;

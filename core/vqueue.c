@@ -250,10 +250,12 @@ static void command_complete(struct vs_task *t)
 	struct vs_request *r = vs_container_of(t, struct vs_request, task);
 	struct vs_queue *q = r->queue;
 	uint32_t size = RESPONSE_FIXED + q->vdev->sense_size;
-	uint64_t expected = t->in_length ? t->in_length : t->out_length;
+	/* With buffers of both kinds, the one that the command moves data through counts. */
+	bool out = t->out_length && (!t->in_length || (t->row && t->row->dir == VS_DIR_OUT));
+	uint64_t expected = out ? t->out_length : t->in_length;
 	uint64_t residual = expected - vs_min(t->transferred, expected);
 	uint32_t sense_len = vs_min((uint32_t)t->sense_len, q->vdev->sense_size);
-	uint64_t written = size + (t->in_length ? vs_min(t->transferred, t->in_length) : 0);
+	uint64_t written = size + (out ? 0 : vs_min(t->transferred, t->in_length));
 
 	if (vs_unlikely(t->response != VS_RESP_OK))
 		sense_len = 0;

@@ -33,6 +33,7 @@ def _defines(prefix: str, members: type[IntEnum]) -> list[str]:
 
 
 def _row(row: Command) -> str:
+    list_length = row.field("parameter_list_length")
     usage = ", ".join(f"0x{byte:02x}" for byte in row.usage)
     fields = (
         f'"{row.name}"',
@@ -43,6 +44,8 @@ def _row(row: Command) -> str:
         f"VS_MEDIA_{row.media.name}",
         str(row.direction.value),
         str(row.parameter_list_max),
+        str(list_length.byte if list_length else 0),
+        str(list_length.length if list_length else 0),
         f"UINT64_C(0x{row.gate_mask.value:x})",
         f"{{ {usage} }}",
     )

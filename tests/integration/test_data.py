@@ -16,6 +16,7 @@ from tests.live import (
     check,
     compare_and_write,
     good,
+    mode_select10,
     read10,
     read16,
     synchronize_cache,
@@ -28,8 +29,10 @@ from tests.live import (
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.task import Status
 from vhost_scsi.stores import PythonStore
+from vhost_scsi.virtqueue.virtio_scsi import Response
 
 SIZE = 4 << 20
+CACHE_OFF = bytes([0x08, 0x12]) + bytes(18)
 STORES = {
     "memory": "memory:4M",
     "file": "{}",
@@ -183,8 +186,25 @@ def test_residuals_both_ways(live: Live) -> None:
         more = host.command(read10(0, 2), in_len=4096)
         assert (more.status, more.residual, len(more.data)) == (Status.GOOD, 3072, 1024)
         less = host.command(read10(0, 4), in_len=1000)
-        assert len(less.data) <= 1000
-        assert host.ok(read10(0, 4), in_len=2048) == b"\x11" * 2048
+        assert (less.response, less.residual, less.data) == (Response.OVERRUN, 1000, b"")
+        more = host.command(write10(0, 2), b"\x22" * 4096)
+        assert (more.status, more.residual) == (Status.GOOD, 3072)
+        less = host.command(write10(0, 4), b"\x33" * 1000)
+        assert (less.response, less.residual) == (Response.OVERRUN, 1000)
+        assert host.ok(read10(0, 4), in_len=2048) == b"\x22" * 1024 + b"\x11" * 1024
+
+
+def test_buffers_of_both_kinds(live: Live) -> None:
+    """The residual is of the buffer that the command moves data through; nothing is said to be written that is not."""
+    with live.end((0, 0, live.unit("memory:4M"))).connect() as host:
+        host.ready()
+        out = host.command(write10(0, 2), b"\x22" * 4096, in_len=512)
+        assert (out.status, out.residual, out.data) == (Status.GOOD, 3072, b"")
+        cdb, pages = mode_select10(CACHE_OFF)
+        select = host.command(cdb, pages + bytes(100), in_len=512)
+        assert (select.status, select.residual, select.data) == (Status.GOOD, 100, b"")
+        back = host.command(read10(0, 1), b"\x33" * 4096, in_len=1024)
+        assert (back.status, back.residual, back.data) == (Status.GOOD, 512, b"\x22" * 512)
 
 
 def test_unmapped_blocks_read_as_zeroes_and_free_space(live: Live, tmp_path: Path) -> None:
