@@ -104,7 +104,10 @@ class State:
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.write(fd, data)
+                # A disk that fills up takes a part, and says so only when the rest comes.
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
                 os.fsync(fd)
             finally:
                 os.close(fd)

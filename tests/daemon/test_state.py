@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import threading
 import uuid
@@ -53,6 +54,18 @@ def test_after_a_crash_there_is_the_old_content(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(ConfigError, match=r"power cut|Input/output error"):
             kept.uuid_of("data", "file:/y")
     assert json.loads((tmp_path / state.FILE).read_text())["units"].keys() == {"root"}
+    assert State(tmp_path).uuid_of("root", "file:/x") == first
+
+
+def test_a_disk_that_takes_a_part_only_leaves_the_old_content(tmp_path: Path) -> None:
+    first = State(tmp_path).uuid_of("root", "file:/x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / state.FILE).stat().st_size + 16, hard))
+    try:
+        with pytest.raises(ConfigError, match="File too large"):
+            State(tmp_path).uuid_of("data", "file:/y")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert State(tmp_path).uuid_of("root", "file:/x") == first
 
 
