@@ -117,6 +117,14 @@ def test_a_serial_log_that_cannot_be(run: Run, disk: Path) -> None:
     one_line(run("boot", disk, "--serial-log", "/nodir/x"), 3, "serial log: /nodir/x: No such file or directory")
 
 
+@pytest.mark.parametrize("options", [[], ["--snapshot"]])
+def test_a_serial_log_that_is_the_disk_costs_nobody_the_disk(run: Run, disk: Path, options: list[str]) -> None:
+    before = disk.read_bytes()
+    result = run("boot", disk, *options, "--serial-log", disk)
+    one_line(result, 3, f"serial log: {disk}: in use, as a disk or as another log")
+    assert disk.read_bytes() == before
+
+
 def to(stdout: str, environment: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The command with a stdout that a shell made."""
     script = ["sh", "-c", f'exec "$@" {stdout}', "sh", *COMMAND, *words]

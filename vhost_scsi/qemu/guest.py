@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import os
 import re
 import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -86,10 +88,21 @@ def command_line(config: GuestConfig, serial_fd: int, qmp_fd: int, firmware: lis
 
 
 def _serial_log(path: Path) -> IO[bytes]:
+    """Opens the log, empty. A disk that somebody serves is locked, ours too: a name that is given twice by mistake must
+    not cost the image."""
     try:
-        return path.open("wb", buffering=0)
+        log = path.open("ab", buffering=0)
     except OSError as error:
         raise ConfigError(f"serial log: {path}: {error.strerror}") from error
+    try:
+        if stat.S_ISREG(os.fstat(log.fileno()).st_mode):
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            log.truncate(0)
+    except OSError as error:
+        log.close()
+        why = "in use, as a disk or as another log" if isinstance(error, BlockingIOError) else error.strerror
+        raise ConfigError(f"serial log: {path}: {why}") from error
+    return log
 
 
 class Guest:
