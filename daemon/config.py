@@ -80,6 +80,7 @@ class PortConfig(_Model):
     socket: str | None = None
     fd: Annotated[int, Field(ge=0)] | None = None
     num_queues: Annotated[int, Field(ge=1, le=MAX_QUEUES)] = 1
+    port_group: Annotated[int, Field(ge=1, le=65535)] = 1
     initiator: Annotated[int | None, BeforeValidator(_initiator)] = Field(
         default=None, description="the name of the machine's adapter in reservations: naa. and 16 digits"
     )

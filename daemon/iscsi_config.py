@@ -94,10 +94,12 @@ class TargetConfig(_AuthTable):
 
 
 class PortalConfig(Table):
-    """`listen` is HOST[:PORT][,TAG]; `announce` what discovery tells instead, behind a network that translates."""
+    """`listen` is HOST[:PORT][,TAG]; `announce` what discovery tells instead, behind a network that translates.
+    `port_group`: the target port group (asymmetric access) of the portal group's ports; its first portal's counts."""
 
     listen: str
     group: Annotated[int, Field(ge=0, le=MAX_TAG)] = 1
+    port_group: Annotated[int, Field(ge=1, le=65535)] = 1
     announce: list[str] = []
 
 
@@ -183,7 +185,7 @@ def make_all(wanted: IscsiConfig, luns: Mapping[str, Mapping[int, str]], known: 
 
 def make_portal(wanted: PortalConfig) -> Portal:
     portal = parse_portal(wanted.listen, wanted.group)
-    return Portal(portal.host, portal.port, portal.tag, tuple(wanted.announce))
+    return Portal(portal.host, portal.port, portal.tag, tuple(wanted.announce), wanted.port_group)
 
 
 def make_limits(wanted: LimitsConfig) -> Limits:

@@ -52,6 +52,8 @@ class IscsiNode:
             self.node.add_target(wanted)
         self._target: Final = target
         self._ports = _ports(made)
+        for portal in made.portals:
+            self.plane.port_groups.setdefault(portal.tag, portal.port_group)
         self.plane.declare(self._ports)
         _warn(made)
         self.server: Final = IscsiServer(self.node, self.plane, self.plane, made.portals)

@@ -205,7 +205,7 @@ class Service:
         # At once, so that it is one write.
         self.target.port_ids.ids_of(f"{place.port}:{place.target}" for place in places)
         for name, wanted in self.config.port.items():
-            port = self.target.add_port(name, initiator=wanted.initiator)
+            port = self.target.add_port(name, initiator=wanted.initiator, group=wanted.port_group)
             workers = tuple(wanted.workers) if wanted.workers else tuple(range(self.config.workers))
             queues = NO_REQUEST_QUEUES + wanted.num_queues
             device = VirtioScsiDevice(self.core, port, num_queues=queues, workers=workers)

@@ -128,6 +128,8 @@ class DataPlane:
         self._tasks = TaskManagement(core, target)
         self._upcalls: Upcalls | None = None
         self._sessions: set[CoreSession] = set()
+        self.port_groups: dict[int, int] = {}
+        """by portal group tag: the target port group of its ports; 1 where there is none"""
         self.on_cold_reset: Callable[[str], None] = lambda target: None
         """told of a cold reset of that iSCSI target, when it has been carried out: its sessions are to end"""
 
@@ -170,7 +172,8 @@ class DataPlane:
         names = list(ports)
         numbers = self._target.port_ids.ids_of(names)
         for name, number in zip(names, numbers, strict=True):
-            port = TargetPort(name, uuid5(PORT_NAMESPACE, name), number, lambda: (), iscsi_name=name)
+            group = self.port_groups.get(int(name.rpartition("0x")[2], 16), 1)
+            port = TargetPort(name, uuid5(PORT_NAMESPACE, name), number, lambda: (), name, group)
             self._target.target_ports.setdefault(number, port)
         return numbers
 

@@ -43,13 +43,14 @@ class Portal:
     """`host` is an address; `0.0.0.0` is every IPv4 address, `::` every IPv6 address. Port 0 takes any free port.
 
     `announced` are TargetAddresses (HOST[:PORT]) to tell instead of the portal's own, where initiators come through a
-    network that translates addresses.
+    network that translates addresses. `port_group`: the target port group (SPC-5 5.17) of the portal group's ports.
     """
 
     host: str = "0.0.0.0"
     port: int = ISCSI_PORT
     tag: int = 1
     announced: tuple[str, ...] = ()
+    port_group: int = 1
 
     def __post_init__(self) -> None:
         try:

@@ -56,6 +56,17 @@ class Conflict(IntEnum):
     """conflicts with write exclusive types too"""
 
 
+class Access(IntEnum):
+    """Which asymmetric access states let a command through (SPC-5 5.17.2.4); each includes those before it."""
+
+    ACTIVE = 0
+    STANDBY = 1
+    UNAVAILABLE = 2
+    """offline too"""
+    ALWAYS = 3
+    """in transition as well"""
+
+
 class Feature(IntEnum):
     """An ability of the medium without which a command is not offered."""
 
@@ -121,6 +132,7 @@ class Command:
     """the field that lifts `conflict` where it is not zero"""
     may_repair: bool = False
     """may run on a unit that a failed operation left behind"""
+    access: Access = Access.ACTIVE
 
     @property
     def opcode(self) -> int:
@@ -158,7 +170,7 @@ class Command:
 
 ANY: Final = GateBit.FAULT | GateBit.TRACE | GateBit.TMF | GateBit.ORDERED | GateBit.ACA | GateBit.HOLD
 ATTENTIVE: Final = ANY | GateBit.UNIT_ATTENTION
-READY: Final = ATTENTIVE | GateBit.NOT_READY
+READY: Final = ATTENTIVE | GateBit.NOT_READY | GateBit.ACCESS
 READS: Final = READY | GateBit.EXCLUSIVE | GateBit.RESERVED_READ
 CHANGES: Final = READY | GateBit.EXCLUSIVE | GateBit.RESERVED_WRITE | GateBit.WRITE_PROTECTED
 WRITES: Final = CHANGES | GateBit.STORE_FAILED
@@ -204,6 +216,7 @@ def python(
     passes_reserve: bool = False,
     conflicts_unless: str = "",
     may_repair: bool = False,
+    access: Access = Access.ACTIVE,
 ) -> Command:
     """A command that a handler serves."""
     return Command(
@@ -222,6 +235,7 @@ def python(
         passes_reserve=passes_reserve,
         conflicts_unless=conflicts_unless,
         may_repair=may_repair,
+        access=access,
     )
 
 

@@ -33,6 +33,8 @@ class GateBit(IntFlag):
     """everything waits: resize, mode change, removal"""
     RESERVED = 1 << 13
     """nexus: another one has made a RESERVE, and even TEST UNIT READY conflicts"""
+    ACCESS = 1 << 14
+    """nexus: the group of its target port is in a state that lets no command at the medium through"""
 
 
 class GatePort(Protocol):

@@ -31,6 +31,8 @@ QUALIFIER_NO_DEVICE: Final = 0b011 << 5
 VERSION_SPC_4: Final = 0x06
 HISUP_FORMAT_2: Final = 0x12
 """LUNs are as SAM's REPORT LUNS gives them; RESPONSE DATA FORMAT 2; NORMACA=0"""
+TPGS: Final = 0x30
+"""implicit and explicit asymmetric logical unit access"""
 CMDQUE: Final = 0x02
 
 # SPC-5 table 149. SPC-4 and SBC-3 are the newest whose requirements on the commands that we have are all met.
@@ -54,7 +56,7 @@ def standard_data(peripheral: int, vendor: str, product: str, revision: str) -> 
             "version": VERSION_SPC_4,
             "format": HISUP_FORMAT_2,
             "additional_length": STANDARD.sizeof() - 5,
-            "protect": 0,
+            "protect": TPGS if peripheral == DeviceType.DISK else 0,
             "ports": 0,
             "queueing": CMDQUE,
             "vendor": pad(vendor, 8),

@@ -17,6 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from vhost_scsi.scsi import (
+    alua,
     buffers,
     capacity,
     extended_copy,
@@ -60,6 +61,7 @@ from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
 
 # Each registers its handlers.
 HANDLER_MODULES: Final = (
+    alua,
     buffers,
     capacity,
     extended_copy,
@@ -117,6 +119,7 @@ class LogicalUnit:
         self.target_ports: Callable[[], Iterable[TargetPort]] = self._ports_in_use
         """every target port of the device that shows logical units"""
         self.reservations: Final = ReservationKeeper(self)
+        self.port_groups: Final = alua.PortGroups(self)
         self.readiness: Final = Readiness(gate, self._accesses)
         self.clock: Final = information.Clock()
         self.self_tests: Final = self_test.SelfTests()
@@ -220,6 +223,7 @@ class LogicalUnit:
         nexus.itls.append(itl)
         itl.establish(nexus.greeting)
         self.reservations.show(itl)
+        self.port_groups.show(itl)
         return itl
 
     async def detach(self, itl: ITL, cancel: Cancel | None = None) -> None:
@@ -334,6 +338,7 @@ class LogicalUnit:
         return row
 
     def _check_state(self, row: Command, task: Task) -> None:
+        self.port_groups.check(row, task.itl)
         self.reservations.check(row, task)
         self.readiness.check(row)
         if row.gate_mask & GateBit.WRITE_PROTECTED:

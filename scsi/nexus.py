@@ -48,6 +48,8 @@ class TargetPort:
     relative_id: int
     luns: Callable[[], Iterable[int]]
     iscsi_name: str | None = None
+    group: int = 1
+    """the target port group that it belongs to"""
 
     @property
     def protocol(self) -> transport_id.Protocol:

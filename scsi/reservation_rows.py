@@ -6,7 +6,7 @@ What another nexus's reservation means for these is their handlers' affair, beca
 
 from typing import Final
 
-from vhost_scsi.scsi.command import ATTENTIVE, Command, Direction, Field, allocation, parameter_list, python
+from vhost_scsi.scsi.command import ATTENTIVE, Access, Command, Direction, Field, allocation, parameter_list, python
 from vhost_scsi.scsi.limits import PARAMETER_LIST_BYTES
 
 PERSISTENT_RESERVE_IN, PERSISTENT_RESERVE_OUT = 0x5E, 0x5F
@@ -40,6 +40,7 @@ def _reserve_in(action: int, name: str) -> Command:
         (allocation(7, 2),),
         service_action=action,
         passes_reserve=True,
+        access=Access.STANDBY,
     )
 
 
@@ -55,6 +56,7 @@ def _reserve_out(action: int, name: str) -> Command:
         direction=Direction.OUT,
         parameter_list_max=PARAMETER_LIST_BYTES - 1,
         passes_reserve=True,
+        access=Access.STANDBY,
     )
 
 

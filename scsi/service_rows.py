@@ -10,6 +10,7 @@ from vhost_scsi.scsi.command import (
     CHANGES,
     CONTROLS,
     READS,
+    Access,
     Command,
     Conflict,
     Direction,
@@ -218,6 +219,7 @@ SERVICE_ROWS: Final[tuple[Command, ...]] = (
         "receive_diagnostic_results",
         (Field("pcv", 1, mask=0x01), Field("page_code", 2), allocation(3, 2)),
         conflict=Conflict.WRITE,
+        access=Access.STANDBY,
     ),
     python(
         "SEND DIAGNOSTIC",
@@ -228,7 +230,8 @@ SERVICE_ROWS: Final[tuple[Command, ...]] = (
         (
             *_bits(1, self_test_code=0xE0, pf=0x10, selftest=0x04, devoffl=0x02, unitoffl=0x01),
             parameter_list(3, 2),
-        ),
+            access=Access.STANDBY,
+    ),
         direction=_OUT,
         parameter_list_max=_LIST_MAX,
         conflict=Conflict.WRITE,

@@ -9,7 +9,7 @@ from typing import Final
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.sense import SenseCode
 
-LIMIT: Final = 16
+LIMIT: Final = 32
 """conditions pending at once; each code is pending at most once, so the codes we know never reach it"""
 
 # SAM-5 5.14.5, unit attention condition precedence: a reset of higher precedence says all that a lower one says.

@@ -11,6 +11,7 @@ from vhost_scsi.scsi.command import (
     ATTENTIVE,
     CONTROLS,
     DISK_AND_WELL_KNOWN,
+    Access,
     Command,
     Conflict,
     Direction,
@@ -35,6 +36,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         "request_sense",
         (Field("desc", 1, mask=0x01), allocation(4, 1)),
         passes_reserve=True,
+        access=Access.ALWAYS,
         device_types=DISK_AND_WELL_KNOWN,
     ),
     python(
@@ -45,6 +47,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         "inquiry",
         (Field("evpd", 1, mask=0x01), Field("page_code", 2), allocation(3, 2)),
         passes_reserve=True,
+        access=Access.ALWAYS,
         device_types=DISK_AND_WELL_KNOWN,
     ),
     python(
@@ -57,6 +60,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         direction=_OUT,
         parameter_list_max=0xFF,
         conflict=Conflict.WRITE,
+        access=Access.STANDBY,
     ),
     python(
         "MODE SENSE(6)",
@@ -66,6 +70,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         "mode_sense_6",
         (_DBD, *_PAGE, allocation(4, 1)),
         conflict=Conflict.WRITE,
+        access=Access.STANDBY,
     ),
     # SBC-4 table 13: conflicts unless START is one.
     python(
@@ -96,6 +101,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         direction=_OUT,
         parameter_list_max=PARAMETER_LIST_BYTES - 1,
         conflict=Conflict.WRITE,
+        access=Access.STANDBY,
     ),
     python(
         "MODE SENSE(10)",
@@ -105,6 +111,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         "mode_sense_10",
         (Field("llbaa", 1, mask=0x10), _DBD, *_PAGE, allocation(7, 2)),
         conflict=Conflict.WRITE,
+        access=Access.STANDBY,
     ),
     python(
         "READ CAPACITY(16)",
@@ -123,6 +130,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         "report_luns",
         (Field("select_report", 2), allocation(6, 4)),
         passes_reserve=True,
+        access=Access.ALWAYS,
         device_types=DISK_AND_WELL_KNOWN,
     ),
     python(
@@ -140,5 +148,29 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         ),
         service_action=0x0C,
         conflict=Conflict.WRITE,
+    ),
+    # SPC-5 5.17.2.4: these two are how an initiator finds its way out of every state.
+    python(
+        "REPORT TARGET PORT GROUPS",
+        0xA3,
+        12,
+        ATTENTIVE,
+        "report_target_port_groups",
+        (Field("parameter_data_format", 1, mask=0xE0), allocation(6, 4)),
+        service_action=0x0A,
+        access=Access.ALWAYS,
+    ),
+    python(
+        "SET TARGET PORT GROUPS",
+        0xA4,
+        12,
+        ATTENTIVE,
+        "set_target_port_groups",
+        (parameter_list(6, 4),),
+        service_action=0x0A,
+        direction=_OUT,
+        parameter_list_max=PARAMETER_LIST_BYTES - 1,
+        conflict=Conflict.WRITE,
+        access=Access.UNAVAILABLE,
     ),
 )

@@ -53,7 +53,7 @@ DESIGNATOR = Struct(
 )
 BINARY, ASCII, UTF_8 = 1, 2, 3
 LOGICAL_UNIT, TARGET_PORT = 0, 1
-T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, SCSI_NAME_STRING, UUID_DESIGNATOR = 0x1, 0x3, 0x4, 0x8, 0xA
+T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING, UUID_DESIGNATOR = 1, 3, 4, 5, 8, 0xA
 ISCSI: Final = 0x5
 NAA_LOCALLY_ASSIGNED: Final = 0x3
 
@@ -199,9 +199,10 @@ def target_port_name(port: TargetPort) -> bytes:
 
 
 def target_port_designators(port: TargetPort) -> bytes:
-    """The relative identifier and the name of the port."""
+    """The relative identifier of the port, its group, and its name."""
     relative = _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, bytes(2) + port.relative_id.to_bytes(2))
-    return relative + target_port_name(port)
+    group = _designator(TARGET_PORT, TARGET_PORT_GROUP, BINARY, bytes(2) + port.group.to_bytes(2))
+    return relative + group + target_port_name(port)
 
 
 def logical_unit_designators(unit: LogicalUnit) -> list[tuple[int, int, bytes]]:

@@ -187,6 +187,6 @@ def test_vpd_of_the_well_known_unit(lu, cdb):
     nexus = lu.itl.nexus
     assert good(report_luns_unit(cdb("INQUIRY", evpd=1), nexus)) == bytes([0x1E, 0, 0, 2, 0x00, 0x83])
     identification = good(report_luns_unit(cdb("INQUIRY", evpd=1, page_code=0x83), nexus))
-    assert identification[:4] == bytes([0x1E, 0x83, 0, 20])
+    assert identification[:4] == bytes([0x1E, 0x83, 0, 28])
     bad(report_luns_unit(cdb("INQUIRY", evpd=1, page_code=0x80), nexus), sense.INVALID_FIELD_IN_CDB)
     bad(report_luns_unit(cdb("INQUIRY", page_code=0x80), nexus), sense.INVALID_FIELD_IN_CDB)

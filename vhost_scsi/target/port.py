@@ -57,11 +57,14 @@ class MappedLun:
 class Port:
     """Made by `Target.add_port`. `cookie` names it in the data plane."""
 
-    def __init__(self, target: Target, name: str, nexus: Nexus | None = None, initiator: int | None = None) -> None:
+    def __init__(
+        self, target: Target, name: str, nexus: Nexus | None = None, initiator: int | None = None, group: int = 1
+    ) -> None:
         self.name: Final = name
         self.cookie: Final = target.core.cookie()
         self._target = target
         self._given = nexus is not None
+        self._group = group
         address = transport_id.made_up_address(name) if initiator is None else initiator
         self._initiator: Final = transport_id.sas(address)
         self._mapped: dict[tuple[int, int], MappedLun] = {}
@@ -99,7 +102,8 @@ class Port:
             return [mapped.lun for mapped in self.luns if mapped.target_id == target_id]
 
         return Nexus(
-            InitiatorPort(name, self._initiator), TargetPort(name, uuid5(PORT_NAMESPACE, name), relative, luns)
+            InitiatorPort(name, self._initiator),
+            TargetPort(name, uuid5(PORT_NAMESPACE, name), relative, luns, group=self._group),
         )
 
     def _numbered_nexus(self, target_id: int) -> Nexus:

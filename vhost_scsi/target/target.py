@@ -55,12 +55,13 @@ class Target:
         `nexuses_of` has nothing more."""
         return self.units.pop(name)
 
-    def add_port(self, name: str, nexus: Nexus | None = None, *, initiator: int | None = None) -> Port:
+    def add_port(self, name: str, nexus: Nexus | None = None, *, initiator: int | None = None, group: int = 1) -> Port:
         """`nexus`: the I_T nexus of the port's target 0, where the transport knows more of it than a name. `initiator`:
-        the 64-bit address by which reservations know who is behind the port; made up of its name unless given."""
+        the 64-bit address by which reservations know who is behind the port; made up of its name unless given. `group`:
+        its target port group."""
         if name in self.ports:
             raise ConfigError(f"port {name} is there already")
-        port = Port(self, name, nexus, initiator)
+        port = Port(self, name, nexus, initiator, group)
         self.ports[name] = port
         self._ports_by_cookie[port.cookie] = port
         return port
