@@ -230,11 +230,11 @@ SERVICE_ROWS: Final[tuple[Command, ...]] = (
         (
             *_bits(1, self_test_code=0xE0, pf=0x10, selftest=0x04, devoffl=0x02, unitoffl=0x01),
             parameter_list(3, 2),
-            access=Access.STANDBY,
-    ),
+        ),
         direction=_OUT,
         parameter_list_max=_LIST_MAX,
         conflict=Conflict.WRITE,
         timeout=_HOUR,
+        access=Access.STANDBY,
     ),
 )
