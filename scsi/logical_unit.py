@@ -25,6 +25,7 @@ from vhost_scsi.scsi import (
     information,
     inquiry,
     lba_status,
+    log,
     long_blocks,
     mode,
     power,
@@ -49,12 +50,12 @@ from vhost_scsi.scsi.commands import (
 )
 from vhost_scsi.scsi.dispatch import HANDLERS, Alongside, Exclusive, InTurn, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
-from vhost_scsi.scsi.medium import Medium, Support
-from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, ModeParameters
+from vhost_scsi.scsi.medium import Counts, Medium, Support
+from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, SAVED_BLOB, ModeParameters
 from vhost_scsi.scsi.nexus import ITL, Cancel, Nexus, TargetPort
 from vhost_scsi.scsi.readiness import Power, Readiness
 from vhost_scsi.scsi.reserve import ReservationKeeper
-from vhost_scsi.scsi.saved_state import NotKept, SavedState
+from vhost_scsi.scsi.saved_state import NotKept, SavedState, SavedStateDamaged, SavedStateError
 from vhost_scsi.scsi.sense import CheckCondition, EndsWith, Sense, SenseCode
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
 from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
@@ -69,6 +70,7 @@ HANDLER_MODULES: Final = (
     information,
     inquiry,
     lba_status,
+    log,
     long_blocks,
     mode,
     power,
@@ -113,8 +115,8 @@ class LogicalUnit:
         self.definition: Final = definition
         self.medium: Final = medium
         self.gate: Final = gate
-        self.mode: Final = ModeParameters(write_cache=definition.write_cache)
         self.saved: Final[SavedState] = saved or NotKept()
+        self.mode: Final = ModeParameters(write_cache=definition.write_cache, saved=self._saved_pages())
         self.itls: Final[list[ITL]] = []
         self.target_ports: Callable[[], Iterable[TargetPort]] = self._ports_in_use
         """every target port of the device that shows logical units"""
@@ -125,6 +127,9 @@ class LogicalUnit:
         self.self_tests: Final = self_test.SelfTests()
         self.buffer: Final = bytearray()
         """what WRITE BUFFER left; as long as it may be once it was written"""
+        self.log_base = Counts()
+        """what the counters of log pages began at"""
+        self.internal_failures = 0
         self._moving = 0
         self._still: Final = asyncio.Event()
         self._still.set()
@@ -192,10 +197,15 @@ class LogicalUnit:
         else:
             self.gate.open(GateBit.WRITE_PROTECTED)
 
+    def reset_counters(self) -> None:
+        """Of the log pages; what `stats` tells of the unit goes on."""
+        self.log_base = self.medium.counts()
+        self.internal_failures = 0
+
     async def set_mode(self, pages: dict[int, bytes]) -> None:
         """Makes the pages current. Nothing is in flight. Raises CheckCondition, with nothing changed, when turning
         the write cache off needs a flush that fails."""
-        wce = CACHING.field(pages.get(CACHING.code, self.mode.current(CACHING)), "wce")
+        wce = CACHING.field(pages.get(CACHING.key, self.mode.current(CACHING)), "wce")
         if self.write_cache and not wce:
             await self.medium.flush()
         self.mode.replace(pages)
@@ -203,14 +213,30 @@ class LogicalUnit:
         self.medium.set_descriptor_sense(self.descriptor_sense)
         self._show_write_protection()
 
+    def _saved_pages(self) -> bytes:
+        try:
+            return self.saved.get(SAVED_BLOB) or b""
+        except SavedStateDamaged:
+            LOG.error("%s: the saved mode pages are damaged; the defaults are used", self.definition.name)
+            return b""
+
+    async def save_mode(self) -> None:
+        """The current pages are what a power on brings back. Raises CheckCondition when they cannot be kept."""
+        try:
+            await self.saved.put(SAVED_BLOB, self.mode.to_save())
+        except SavedStateError as error:
+            self.complain("the mode pages cannot be saved: %s", error)
+            raise CheckCondition(sense.INTERNAL_TARGET_FAILURE) from None
+        self.mode.now_saved()
+
     def _is_as_new(self) -> bool:
-        return self.readiness.as_new and all(self.mode.current(page) == self.mode.default(page) for page in PAGES)
+        return self.readiness.as_new and all(self.mode.current(page) == self.mode.saved(page) for page in PAGES)
 
     async def _restore(self, cause: str) -> None:
-        """Started, and with the default mode pages. Nothing is in flight."""
+        """Started, and with the saved mode pages. Nothing is in flight."""
         self.readiness.set_power(Power.ACTIVE)
         try:
-            await self.set_mode(self.mode.all_defaults())
+            await self.set_mode(self.mode.all_saved())
         except CheckCondition:
             LOG.error("%s: %s changes no mode page: the flush failed", self.definition.name, cause)
 
@@ -370,6 +396,7 @@ class LogicalUnit:
 
     def _failed(self, task: Task) -> Complete:
         """A handler's own fault: told to the initiator, and logged."""
+        self.internal_failures += 1
         self.complain("CDB %s failed in its handler", task.cdb.hex(), trace=True)
         return self._check_condition(Sense(sense.INTERNAL_TARGET_FAILURE))
 

@@ -15,7 +15,7 @@ from construct import Int8ub, Int16ub, Int24ub, Int32ub, Int64ub, Padding, Struc
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
 from vhost_scsi.scsi.medium import Support
-from vhost_scsi.scsi.mode_pages import BY_CODE, HEADER_BYTES, PAGES, ModePage
+from vhost_scsi.scsi.mode_pages import BY_KEY, PAGES, SPF, ModePage, page_key
 from vhost_scsi.scsi.nexus import ITL
 from vhost_scsi.scsi.sense import CheckCondition
 
@@ -45,7 +45,6 @@ CURRENT, CHANGEABLE, DEFAULT, SAVED = 0, 1, 2, 3
 ALL_PAGES: Final = 0x3F
 ALL_SUBPAGES: Final = 0xFF
 PS: Final = 0x80
-SPF: Final = 0x40
 
 
 def device_specific_parameter(unit: LogicalUnit) -> int:
@@ -54,25 +53,31 @@ def device_specific_parameter(unit: LogicalUnit) -> int:
 
 
 def _selected(request: Request) -> list[ModePage]:
+    """SPC-5 table 275: subpage 00h is the page_0 format alone, FFh is all subpages."""
     code, subpage = request["page_code"], request["subpage_code"]
-    if subpage not in (0, ALL_SUBPAGES):
-        raise request.refuse("subpage_code")
-    if code == ALL_PAGES:
-        return list(PAGES)
-    if code not in BY_CODE:
+    pages = [page for page in PAGES if code in (ALL_PAGES, page.code)]
+    if not pages:
         raise request.refuse("page_code")
-    return [BY_CODE[code]]
+    if subpage != ALL_SUBPAGES:
+        pages = [page for page in pages if page.subpage == subpage]
+        if not pages or (code == ALL_PAGES and subpage):
+            raise request.refuse("subpage_code")
+    return pages
 
 
 def _values(request: Request, page: ModePage) -> bytes:
     parameters = request.logical_unit.mode
     match request["pc"]:
         case 0:
-            return parameters.current(page)
+            data = parameters.current(page)
         case 1:
-            return page.mask
+            data = page.mask
+        case 2:
+            data = parameters.default(page)
         case _:
-            return parameters.default(page)
+            data = parameters.saved(page)
+    # SPC-5 7.5.6: PS says that MODE SELECT may save the page.
+    return bytes([data[0] | PS]) + data[1:] if page.can_be_saved else data
 
 
 def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
@@ -87,8 +92,6 @@ def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
 
 
 def _sense_parts(request: Request, *, long: bool) -> tuple[bytes, bytes]:
-    if request["pc"] == SAVED:
-        raise CheckCondition(sense.SAVING_PARAMETERS_NOT_SUPPORTED)
     pages = b"".join(_values(request, page) for page in _selected(request))
     return b"" if request["dbd"] else _block_descriptor(request.logical_unit, long=long), pages
 
@@ -180,35 +183,55 @@ def _check_descriptor(unit: LogicalUnit, data: bytes, layout: _Layout) -> None:
         raise sense.invalid_parameter(layout.descriptor_at + (12 if layout.long else 5), 7)
 
 
+def _no_such_page(head: int, at: int) -> CheckCondition:
+    """Points at the subpage code, at SPF or at the page code."""
+    if not head & SPF:
+        return sense.invalid_parameter(at, 5)
+    if any(page.code == head & 0x3F and page.subpage for page in PAGES):
+        return sense.invalid_parameter(at + 1, 7)
+    return sense.invalid_parameter(at, 6)
+
+
 def _check_page(data: bytes, at: int, staged: dict[int, bytes], unit: LogicalUnit) -> int:
     """Stages one page; returns the offset of the next."""
-    if len(data) - at < HEADER_BYTES:
+    if len(data) - at < 2:
         raise _too_short()
-    # SPC-5 7.5.6: PS is reserved in MODE SELECT; none of our pages has the subpage format.
-    for flag in (PS, SPF):
-        if data[at] & flag:
-            raise sense.invalid_parameter(at, flag.bit_length() - 1)
-    page = BY_CODE.get(data[at])
-    if page is None:
-        raise sense.invalid_parameter(at, 5)
-    current = staged.get(page.code, unit.mode.current(page))
-    if data[at + 1] != len(current) - HEADER_BYTES:
-        raise sense.invalid_parameter(at + 1, 7)
+    # SPC-5 7.5.6: PS is reserved in MODE SELECT.
+    if data[at] & PS:
+        raise sense.invalid_parameter(at, PS.bit_length() - 1)
+    page = BY_KEY.get(page_key(data[at:]))
+    if page is None or bool(data[at] & SPF) != bool(page.subpage):
+        raise _no_such_page(data[at], at)
+    current = staged.get(page.key, unit.mode.current(page))
+    if len(data) - at < page.header_bytes:
+        raise _too_short()
+    if data[at : at + page.header_bytes] != current[: page.header_bytes]:
+        raise sense.invalid_parameter(at + (2 if page.subpage else 1), 7)
     new = data[at : at + len(current)]
     if len(new) < len(current):
         raise _too_short()
-    for index in range(HEADER_BYTES, len(new)):
+    for index in range(page.header_bytes, len(new)):
         # SPC-5 6.11: a value that differs in a bit that cannot change
         wrong = (new[index] ^ current[index]) & ~page.mask[index]
         if wrong:
             raise sense.invalid_parameter(at + index, wrong.bit_length() - 1)
-    staged[page.code] = new
+    staged[page.key] = new
     return at + len(new)
 
 
-async def _apply(unit: LogicalUnit, staged: dict[int, bytes], by: ITL) -> bytes:
-    await unit.set_mode(staged)
-    unit.mode_changed(by)
+async def _apply(unit: LogicalUnit, staged: dict[int, bytes], by: ITL, *, save: bool) -> bytes:
+    before = {key: unit.mode.current(BY_KEY[key]) for key in staged}
+    changes = before != staged
+    if changes:
+        await unit.set_mode(staged)
+    if save:
+        try:
+            await unit.save_mode()
+        except CheckCondition:
+            await unit.set_mode(before)
+            raise
+    if changes:
+        unit.mode_changed(by)
     return b""
 
 
@@ -219,9 +242,10 @@ def _select(request: Request, data: bytes, layout: _Layout) -> bytes | Exclusive
     at = layout.pages_at
     while at < len(data):
         at = _check_page(data, at, staged, unit)
-    if all(unit.mode.current(BY_CODE[code]) == page for code, page in staged.items()):
+    save = bool(request["sp"])
+    if not save and all(unit.mode.current(BY_KEY[key]) == page for key, page in staged.items()):
         return b""
-    return _apply(unit, staged, request.itl)
+    return _apply(unit, staged, request.itl, save=save)
 
 
 def _checked_list(request: Request) -> bytes:

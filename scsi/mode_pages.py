@@ -11,23 +11,38 @@ from typing import Any, Final
 
 from construct import BitsInteger, BitStruct, Bytewise, Flag, Int16ub, Padding
 
-HEADER_BYTES: Final = 2
-"""page code and page length; no page of ours has the subpage format"""
+SPF: Final = 0x40
+SAVED_BLOB: Final = "mode-pages"
+"""the name under which saved pages are kept: one after the other, as MODE SELECT sends them"""
 
 
 @dataclass(frozen=True, slots=True)
 class ModePage:
-    """`layout` is the page from byte 2 on; `defaults` and `changeable` name fields of it, all others are zero."""
+    """`layout` is the page behind its header; `defaults` and `changeable` name fields of it, all others are zero. What
+    can be changed can be saved."""
 
     code: int
     name: str
     layout: Any
     defaults: dict[str, int]
     changeable: dict[str, int]
+    subpage: int = 0
+
+    @property
+    def key(self) -> int:
+        """Code and subpage in one number."""
+        return self.code << 8 | self.subpage
+
+    @property
+    def header_bytes(self) -> int:
+        """SPC-5 7.5.6, 7.5.7: page_0 and subpage format."""
+        return 4 if self.subpage else 2
 
     def build(self, values: dict[str, int]) -> bytes:
         fields = {sub.name: values.get(sub.name, 0) for sub in self.layout.subcon.subcons if sub.name}
         body: bytes = self.layout.build(fields)
+        if self.subpage:
+            return bytes([SPF | self.code, self.subpage]) + len(body).to_bytes(2) + body
         return bytes([self.code, len(body)]) + body
 
     @property
@@ -39,8 +54,12 @@ class ModePage:
         """The changeable values: 1 where a bit may change. Code and length stand as in the page (SPC-5 6.13.3)."""
         return self.build(self.changeable)
 
+    @property
+    def can_be_saved(self) -> bool:
+        return bool(self.changeable)
+
     def field(self, page: bytes, name: str) -> int:
-        return int(self.layout.parse(page[HEADER_BYTES:])[name])
+        return int(self.layout.parse(page[self.header_bytes :])[name])
 
 
 # SBC-4 6.5.10. Nothing is recovered by rewriting or retrying, so nothing is claimed.
@@ -81,6 +100,24 @@ DISCONNECT_RECONNECT: Final = ModePage(
         "maximum_burst_size" / Bytewise(Int16ub),
         Padding(16),
         "first_burst_size" / Bytewise(Int16ub),
+    ),
+    {},
+    {},
+)
+
+# SBC-4 6.5.9
+VERIFY_ERROR_RECOVERY: Final = ModePage(
+    0x07,
+    "Verify Error Recovery",
+    BitStruct(
+        Padding(4),
+        "eer" / Flag,
+        "per" / Flag,
+        "dte" / Flag,
+        "dcr" / Flag,
+        "verify_retry_count" / BitsInteger(8),
+        Padding(48),
+        "verify_recovery_time_limit" / Bytewise(Int16ub),
     ),
     {},
     {},
@@ -135,6 +172,45 @@ CONTROL: Final = ModePage(
     {"d_sense": 1, "swp": 1},
 )
 
+# SPC-5 7.5.11. The host's clock sets the time (TCMOS), and SET TIMESTAMP goes before it (SCSIP).
+CONTROL_EXTENSION: Final = ModePage(
+    0x0A,
+    "Control Extension",
+    BitStruct(
+        Padding(5),
+        "tcmos" / Flag,
+        "scsip" / Flag,
+        "ialuae" / Flag,
+        Padding(4),
+        "initial_command_priority" / BitsInteger(4),
+        "maximum_sense_data_length" / BitsInteger(8),
+        Padding(200),
+    ),
+    {"tcmos": 1, "scsip": 1, "maximum_sense_data_length": 252},
+    {},
+    subpage=0x01,
+)
+
+# SPC-5 7.5.15. Every timer is disabled: conditions change by command only.
+POWER_CONDITION: Final = ModePage(
+    0x1A,
+    "Power Condition",
+    BitStruct(
+        "pm_bg_precedence" / BitsInteger(2),
+        Padding(5),
+        "standby_y" / Flag,
+        Padding(4),
+        "idle_c" / Flag,
+        "idle_b" / Flag,
+        "idle_a" / Flag,
+        "standby_z" / Flag,
+        Padding(160),
+        Padding(128),
+    ),
+    {},
+    {},
+)
+
 # SPC-5 7.5.13 (SBC-4 6.5.8). DEXCPT: no informational exceptions are reported.
 INFORMATIONAL_EXCEPTIONS_CONTROL: Final = ModePage(
     0x1C,
@@ -159,37 +235,72 @@ INFORMATIONAL_EXCEPTIONS_CONTROL: Final = ModePage(
 PAGES: Final[tuple[ModePage, ...]] = (
     READ_WRITE_ERROR_RECOVERY,
     DISCONNECT_RECONNECT,
+    VERIFY_ERROR_RECOVERY,
     CACHING,
     CONTROL,
+    CONTROL_EXTENSION,
+    POWER_CONDITION,
     INFORMATIONAL_EXCEPTIONS_CONTROL,
 )
 
-BY_CODE: Final = {page.code: page for page in PAGES}
+BY_KEY: Final = {page.key: page for page in PAGES}
+
+
+def page_key(data: bytes) -> int:
+    """The key of the page that begins here; at least two bytes."""
+    return (data[0] & 0x3F) << 8 | (data[1] if data[0] & SPF else 0)
 
 
 class ModeParameters:
-    """The current and default values of all pages of one logical unit. Nothing is saved (PS=0)."""
+    """The current, default and saved values of all pages of one logical unit."""
 
-    __slots__ = ("_current", "_defaults")
+    __slots__ = ("_current", "_defaults", "_saved")
 
-    def __init__(self, *, write_cache: bool = True) -> None:
-        self._defaults = {page.code: page.default for page in PAGES}
+    def __init__(self, *, write_cache: bool = True, saved: bytes = b"") -> None:
+        self._defaults = {page.key: page.default for page in PAGES}
         if not write_cache:
-            self._defaults[CACHING.code] = CACHING.build({"wce": 0})
-        self._current = dict(self._defaults)
+            self._defaults[CACHING.key] = CACHING.build({"wce": 0})
+        self._saved = dict(self._defaults)
+        self._saved.update(self._parse_saved(saved))
+        self._current = dict(self._saved)
+
+    def _parse_saved(self, blob: bytes) -> dict[int, bytes]:
+        """Pages that we still have, and only the bits in them that can still change."""
+        found: dict[int, bytes] = {}
+        while len(blob) >= 2:
+            page = BY_KEY.get(page_key(blob))
+            length = 4 + int.from_bytes(blob[2:4]) if blob[0] & SPF else 2 + blob[1]
+            data, blob = blob[:length], blob[length:]
+            if page is not None and len(data) == len(page.mask):
+                kept = zip(self._defaults[page.key], data, page.mask, strict=True)
+                fresh = bytes(default & ~mask | new & mask for default, new, mask in kept)
+                found[page.key] = self._defaults[page.key][: page.header_bytes] + fresh[page.header_bytes :]
+        return found
 
     def current(self, page: ModePage) -> bytes:
-        return self._current[page.code]
+        return self._current[page.key]
 
     def default(self, page: ModePage) -> bytes:
-        return self._defaults[page.code]
+        return self._defaults[page.key]
+
+    def saved(self, page: ModePage) -> bytes:
+        """What a power on or a reset brings back: the default where nothing was saved."""
+        return self._saved[page.key]
 
     def field(self, page: ModePage, name: str) -> int:
-        return page.field(self._current[page.code], name)
+        return page.field(self._current[page.key], name)
 
-    def all_defaults(self) -> dict[int, bytes]:
-        return dict(self._defaults)
+    def all_saved(self) -> dict[int, bytes]:
+        return dict(self._saved)
 
     def replace(self, pages: dict[int, bytes]) -> None:
         """Makes the given pages current; their lengths and codes have been checked."""
         self._current.update(pages)
+
+    def to_save(self) -> bytes:
+        """The blob of the current values."""
+        return b"".join(self._current[page.key] for page in PAGES if page.can_be_saved)
+
+    def now_saved(self) -> None:
+        """The blob has been kept."""
+        self._saved.update({page.key: self._current[page.key] for page in PAGES if page.can_be_saved})

@@ -58,6 +58,8 @@ class Readiness:
         self._may_leave = False
         self._power = Power.ACTIVE
         self._power_since = 0
+        self.stops = 0
+        """how often the unit was stopped"""
 
     @property
     def stopped(self) -> bool:
@@ -89,6 +91,7 @@ class Readiness:
         self.set_stopped(False)
 
     def set_stopped(self, stopped: bool) -> None:
+        self.stops += stopped and not self._stopped
         self._stopped = stopped
         if stopped:
             self._power = Power.ACTIVE

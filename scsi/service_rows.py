@@ -118,6 +118,7 @@ def _maintenance_out(name: str, action: int, handler: str, *fields: Field) -> Co
 
 _LONG_LENGTH_10: Final = (Field("lba", 2, 4), Field("byte_transfer_length", 7, 2))
 _LONG_LENGTH_16: Final = (Field("lba", 2, 8), Field("byte_transfer_length", 12, 2))
+_LOG_PAGE: Final = (*_bits(2, pc=0xC0, page_code=0x3F), Field("subpage_code", 3))
 _BUFFER: Final = (Field("mode", 1, mask=0x1F), Field("buffer_id", 2), Field("buffer_offset", 3, 3))
 
 SERVICE_ROWS: Final[tuple[Command, ...]] = (
@@ -199,6 +200,25 @@ SERVICE_ROWS: Final[tuple[Command, ...]] = (
     ),
     _maintenance_in("REPORT TIMESTAMP", 0x0F, "report_timestamp", conflict=Conflict.ALLOWED),
     _maintenance_out("SET TIMESTAMP", 0x0F, "set_timestamp"),
+    python(
+        "LOG SELECT",
+        0x4C,
+        10,
+        CONTROLS,
+        "log_select",
+        (*_bits(1, pcr=0x02), *_LOG_PAGE, parameter_list(7, 2)),
+        direction=_OUT,
+        parameter_list_max=_LIST_MAX,
+        conflict=Conflict.WRITE,
+    ),
+    python(
+        "LOG SENSE",
+        0x4D,
+        10,
+        ATTENTIVE,
+        "log_sense",
+        (*_LOG_PAGE, Field("parameter_pointer", 5, 2), allocation(7, 2)),
+    ),
     python("READ BUFFER(10)", 0x3C, 10, CONTROLS, "read_buffer", (*_BUFFER, allocation(6, 3)), conflict=Conflict.WRITE),
     python(
         "WRITE BUFFER",

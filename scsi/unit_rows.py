@@ -26,6 +26,7 @@ _IN, _OUT, _NO_DATA = Direction.IN, Direction.OUT, Direction.NONE
 _PAGE: Final = (Field("pc", 2, mask=0xC0), Field("page_code", 2, mask=0x3F), Field("subpage_code", 3))
 _DBD: Final = Field("dbd", 1, mask=0x08)
 _PF: Final = Field("pf", 1, mask=0x10)
+_SP: Final = Field("sp", 1, mask=0x01)
 
 UNIT_ROWS: Final[tuple[Command, ...]] = (
     python(
@@ -56,7 +57,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         6,
         CONTROLS,
         "mode_select_6",
-        (_PF, parameter_list(4, 1)),
+        (_PF, _SP, parameter_list(4, 1)),
         direction=_OUT,
         parameter_list_max=0xFF,
         conflict=Conflict.WRITE,
@@ -97,7 +98,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         10,
         CONTROLS,
         "mode_select_10",
-        (_PF, parameter_list(7, 2)),
+        (_PF, _SP, parameter_list(7, 2)),
         direction=_OUT,
         parameter_list_max=PARAMETER_LIST_BYTES - 1,
         conflict=Conflict.WRITE,

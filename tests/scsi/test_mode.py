@@ -5,8 +5,10 @@ import pytest
 
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.gate import GateBit
+from vhost_scsi.scsi.logical_unit import LogicalUnit
 from vhost_scsi.scsi.medium import Capabilities, Support
-from vhost_scsi.scsi.mode_pages import PAGES
+from vhost_scsi.scsi.mode_pages import PAGES, ModeParameters
+from vhost_scsi.scsi.saved_state import NotKept, SavedStateDamaged, SavedStateError
 from vhost_scsi.scsi.task import Status
 
 CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)
@@ -43,8 +45,13 @@ def refused(fails):
     return refused
 
 
-def page_of(ok, lu, code, pc=CURRENT):
-    return ok(lu, "MODE SENSE(6)", dbd=1, page_code=code, pc=pc)[4:]
+def page_of(ok, lu, code, pc=CURRENT, subpage=0):
+    """As MODE SELECT takes it: without PS."""
+    return without_ps(ok(lu, "MODE SENSE(6)", dbd=1, page_code=code, subpage_code=subpage, pc=pc)[4:])
+
+
+def without_ps(page):
+    return bytes([page[0] & 0x7F]) + page[1:]
 
 
 # ---- MODE SENSE ----
@@ -52,17 +59,20 @@ def page_of(ok, lu, code, pc=CURRENT):
 
 def test_one_page_with_its_short_block_descriptor(make_lu, ok):
     data = ok(make_lu(num_blocks=0x12345), "MODE SENSE(6)", page_code=0x08)
-    assert data == bytes([3 + 8 + 20, 0, 0x10, 8]) + bytes.fromhex("0001234500000200") + CACHING
+    assert data[:12] == bytes([3 + 8 + 20, 0, 0x10, 8]) + bytes.fromhex("0001234500000200")
+    assert without_ps(data[12:]) == CACHING
 
 
 def test_ten_byte_header(lu, ok):
     data = ok(lu, "MODE SENSE(10)", page_code=0x0A)
     assert data[:8] == bytes([0, 6 + 8 + 12, 0, 0x10, 0, 0, 0, 8])
-    assert data[16:] == CONTROL
+    assert without_ps(data[16:]) == CONTROL
 
 
 def test_dbd_leaves_the_block_descriptor_out(lu, ok):
-    assert ok(lu, "MODE SENSE(6)", page_code=0x08, dbd=1) == bytes([23, 0, 0x10, 0]) + CACHING
+    data = ok(lu, "MODE SENSE(6)", page_code=0x08, dbd=1)
+    assert data[:4] == bytes([23, 0, 0x10, 0])
+    assert without_ps(data[4:]) == CACHING
 
 
 def test_llbaa_gives_a_long_block_descriptor(make_lu, ok):
@@ -81,13 +91,24 @@ def test_a_short_block_descriptor_of_a_large_medium_says_all_ones(make_lu, ok):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_page_says_its_code_and_length(lu, ok, page):
-    for pc in (CURRENT, CHANGEABLE, DEFAULT):
-        data = page_of(ok, lu, page.code, pc)
-        assert data[0] == page.code
-        assert data[1] == len(data) - 2
+    for pc in (CURRENT, CHANGEABLE, DEFAULT, SAVED):
+        data = page_of(ok, lu, page.code, pc, page.subpage)
+        if page.subpage:
+            assert data[:2] == bytes([0x40 | page.code, page.subpage])
+            assert int.from_bytes(data[2:4]) == len(data) - 4
+        else:
+            assert data[:2] == bytes([page.code, len(data) - 2])
 
 
-@pytest.mark.parametrize(("code", "length"), [(0x01, 12), (0x02, 16), (0x08, 20), (0x0A, 12), (0x1C, 12)])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_ps_is_set_where_something_can_change(lu, ok, page):
+    data = ok(lu, "MODE SENSE(10)", dbd=1, page_code=page.code, subpage_code=page.subpage)[8:]
+    assert bool(data[0] & 0x80) == bool(page.changeable)
+
+
+@pytest.mark.parametrize(
+    ("code", "length"), [(0x01, 12), (0x02, 16), (0x07, 12), (0x08, 20), (0x0A, 12), (0x1A, 40), (0x1C, 12)]
+)
 def test_page_lengths_are_the_standards(lu, ok, code, length):
     assert len(page_of(ok, lu, code)) == length
 
@@ -96,25 +117,81 @@ def test_page_lengths_are_the_standards(lu, ok, code, length):
 def test_page_3f_gives_all_pages_in_ascending_order(lu, ok, subpage):
     data = ok(lu, "MODE SENSE(6)", dbd=1, page_code=0x3F, subpage_code=subpage)
     assert data[0] == len(data) - 1
-    assert data[4:] == b"".join(page_of(ok, lu, page.code) for page in PAGES)
-    assert [page.code for page in PAGES] == [0x01, 0x02, 0x08, 0x0A, 0x1C]
+    shown = [page for page in PAGES if subpage or not page.subpage]
+    at = 4
+    for page in shown:
+        whole = page_of(ok, lu, page.code, subpage=page.subpage)
+        assert without_ps(data[at : at + len(whole)]) == whole
+        at += len(whole)
+    assert at == len(data)
+    assert [page.key for page in PAGES] == sorted(page.key for page in PAGES)
 
 
 def test_all_subpages_of_one_page(lu, ok):
-    assert ok(lu, "MODE SENSE(6)", dbd=1, page_code=0x0A, subpage_code=0xFF)[4:] == CONTROL
+    data = ok(lu, "MODE SENSE(6)", dbd=1, page_code=0x0A, subpage_code=0xFF)[4:]
+    assert without_ps(data[:12]) == CONTROL
+    assert data[12:16] == bytes([0x4A, 0x01, 0, 0x1C])
+    assert len(data) == 12 + 32
 
 
 def test_an_unknown_page_is_refused(lu, fails):
     fails(lu, "MODE SENSE(6)", sense.INVALID_FIELD_IN_CDB, page_code=0x05, at=(2, 5))
 
 
-@pytest.mark.parametrize("page_code", [0x0A, 0x3F])
-def test_an_unknown_subpage_is_refused(lu, fails, page_code):
-    fails(lu, "MODE SENSE(10)", sense.INVALID_FIELD_IN_CDB, page_code=page_code, subpage_code=1, at=(3, 7))
+@pytest.mark.parametrize(("page_code", "subpage"), [(0x0A, 2), (0x3F, 1), (0x08, 1)])
+def test_an_unknown_subpage_is_refused(lu, fails, page_code, subpage):
+    fails(lu, "MODE SENSE(10)", sense.INVALID_FIELD_IN_CDB, page_code=page_code, subpage_code=subpage, at=(3, 7))
 
 
-def test_nothing_is_saved(lu, fails):
-    fails(lu, "MODE SENSE(6)", sense.SAVING_PARAMETERS_NOT_SUPPORTED, page_code=0x08, pc=SAVED)
+def test_what_was_saved_comes_back_with_a_reset_and_a_new_unit(lu, ok, make_lu):
+    data = HEADER_6 + NO_CACHE
+    ok(lu, "MODE SELECT(6)", pf=1, sp=1, parameter_list_length=len(data), data_out=data)
+    assert page_of(ok, lu, 0x08, SAVED) == NO_CACHE
+    assert page_of(ok, lu, 0x08, DEFAULT) == CACHING
+    data = HEADER_6 + CACHING
+    ok(lu, "MODE SELECT(6)", pf=1, parameter_list_length=len(data), data_out=data)
+    assert page_of(ok, lu, 0x08) == CACHING
+    assert page_of(ok, lu, 0x08, SAVED) == NO_CACHE
+    lu.run(lu.unit.logical_unit_reset(lu.itl))
+    lu.itl.take()
+    assert page_of(ok, lu, 0x08) == NO_CACHE
+    again = LogicalUnit(lu.unit.definition, lu.medium, lu.gate, lu.unit.saved)
+    assert not again.write_cache
+    assert ModeParameters(saved=b"\x08\x12").to_save() != NO_CACHE
+
+
+def test_saving_alone_is_no_change_for_others(lu, ok):
+    other = lu.attach()
+    other.take()
+    data = HEADER_6 + CACHING
+    ok(lu, "MODE SELECT(6)", pf=1, sp=1, parameter_list_length=len(data), data_out=data)
+    assert other.take() is None
+
+
+def test_what_cannot_be_saved_is_not_changed_either(lu, ok, fails, monkeypatch):
+    async def put(name, data):
+        raise SavedStateError("no room")
+
+    monkeypatch.setattr(lu.unit.saved, "put", put)
+    given = {"pf": 1, "sp": 1, "parameter_list_length": 24, "data_out": HEADER_6 + NO_CACHE}
+    fails(lu, "MODE SELECT(6)", sense.INTERNAL_TARGET_FAILURE, **given)
+    assert page_of(ok, lu, 0x08) == page_of(ok, lu, 0x08, SAVED) == CACHING
+
+
+def test_damaged_saved_pages_are_not_used(lu, caplog):
+    class Damaged(NotKept):
+        def get(self, name):
+            raise SavedStateDamaged("checksum")
+
+    unit = LogicalUnit(lu.unit.definition, lu.medium, lu.gate, Damaged())
+    assert unit.write_cache
+    assert "damaged" in caplog.text
+
+
+def test_saved_pages_of_another_version_change_nothing_that_cannot_be_changed():
+    blob = bytes.fromhex("0a0afff0ffffffffffffffff") + bytes.fromhex("3f02aaaa") + bytes.fromhex("0802ffff")
+    parameters = ModeParameters(saved=blob)
+    assert parameters.to_save() == CACHING + bytes.fromhex("0a0a041008000000ffff0000")
 
 
 def test_changeable_bits(lu, ok):
@@ -245,13 +322,19 @@ def test_the_last_of_two_equal_pages_counts(lu, ok, select):
 
 
 def test_what_mode_sense_tells_can_be_sent_back(lu, ok):
-    for command, sent in (("MODE SENSE(6)", "MODE SELECT(6)"), ("MODE SENSE(10)", "MODE SELECT(10)")):
-        data = ok(lu, command, page_code=0x3F)
+    for size, at in ((6, 12), (10, 16)):
+        command, sent = f"MODE SENSE({size})", f"MODE SELECT({size})"
+        data = bytearray(ok(lu, command, page_code=0x3F, subpage_code=0xFF))
+        while at < len(data):
+            data[at] &= 0x7F
+            at += 4 + int.from_bytes(data[at + 2 : at + 4]) if data[at] & 0x40 else 2 + data[at + 1]
+        data = bytes(data)
         ok(lu, sent, pf=1, parameter_list_length=len(data), data_out=data)
 
 
 def test_mode_select_10_with_a_long_block_descriptor(lu, ok):
     data = bytearray(ok(lu, "MODE SENSE(10)", page_code=0x08, llbaa=1))
+    data[24] &= 0x7F
     data[24 + 2] = 0
     ok(lu, "MODE SELECT(10)", pf=1, parameter_list_length=len(data), data_out=bytes(data))
     assert page_of(ok, lu, 0x08) == NO_CACHE
@@ -274,10 +357,6 @@ def test_data_beyond_the_list_length_is_not_looked_at(lu, ok):
 
 
 # ---- MODE SELECT: what is refused ----
-
-
-def test_sp_is_refused(lu, fails):
-    fails(lu, bytes.fromhex("151100000000"), sense.INVALID_FIELD_IN_CDB, at=(1, 0))
 
 
 def test_a_list_without_pf_is_refused(lu, fails):
@@ -312,6 +391,8 @@ def test_a_ten_byte_list_that_is_cut_short(lu, fails):
         (bytes([0, 0, 0, 8]) + bytes.fromhex("0000000000001000"), (9, 7)),
         (HEADER_6 + bytes([0x88]) + CACHING[1:], (4, 7)),
         (HEADER_6 + bytes([0x48]) + CACHING[1:], (4, 6)),
+        (HEADER_6 + bytes([0x4A, 0x02, 0, 0]), (5, 7)),
+        (HEADER_6 + bytes([0x4A, 0x01, 0, 0]), (6, 7)),
         (HEADER_6 + bytes([0x05, 0x0A]) + bytes(10), (4, 5)),
         (HEADER_6 + bytes([0x08, 0x0A]) + bytes(10), (5, 7)),
         (HEADER_6 + bytes([0x08, 0x12, 0x05]) + bytes(17), (6, 0)),
@@ -324,6 +405,8 @@ def test_a_ten_byte_list_that_is_cut_short(lu, fails):
         "another block length",
         "PS",
         "SPF",
+        "unknown subpage",
+        "subpage length",
         "unknown page",
         "page length",
         "a bit that cannot change",
