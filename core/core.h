@@ -447,7 +447,7 @@ const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len); /* NULL: n
 uint32_t vs_cdb_length(const uint8_t *cdb);                              /* by opcode group; 0: vendor or reserved group */
 
 /* A task's place among the range locks of its LU (excl.c). */
-struct vs_range { struct vs_list link; uint64_t first, last; uint64_t epoch; bool exclusive, granted, held, waiting; struct vs_msg msg; };
+struct vs_range { struct vs_list link; uint64_t first, last; bool exclusive, granted, held, waiting; struct vs_msg msg; };
 
 struct vs_lu {
 	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate; /* bits 0..43 reasons, 44..63 tasks sent to Python */
@@ -567,11 +567,16 @@ void vs_bad_clear(struct vs_lu *lu, uint64_t lba, uint64_t blocks);
 /* sense.c. field: VS_FIELD(byte, bit) of the CDB or of the parameter list. */
 struct vs_sense { uint8_t key; uint16_t asc_ascq; bool has_information, has_field, field_in_cdb; uint64_t information; uint16_t field_byte; uint8_t field_bit; };
 void vs_sense_set(struct vs_task *t, const struct vs_sense *s); /* CHECK CONDITION in the LU's format */
-/* excl.c: LBA-range locks. true: go on now; false: vs_media_start is called again with t->range.granted when it may. */
+/* excl.c: LBA-range locks. true: go on now; false: vs_media_start is called again with t->range.granted when it may. blocks: 0 for a command
+ * that neither reads nor changes any. */
 bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclusive);
 void vs_range_leave(struct vs_task *t);
 bool vs_range_cancel(struct vs_task *t); /* true: it waited and does no more */
-void vs_range_progress(struct vs_core *core); /* epochs or pins moved */
+void vs_range_progress(struct vs_worker *w); /* the worker's turn is over, and its epoch or pins moved */
+/* Pins the LU for an operation that goes on without its task (IMMED) and changes nothing: no range lock waits for it. False: so many are under
+ * way that this one has to keep its task. */
+bool vs_range_detach(struct vs_worker *w, struct vs_lu *lu);
+void vs_range_detached_done(struct vs_worker *w, struct vs_lu *lu);
 int vs_lu_ranges_init(struct vs_lu *lu);
 void vs_lu_ranges_fini(struct vs_lu *lu);
 

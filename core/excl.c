@@ -2,8 +2,10 @@
 /*
  * LBA-range locks for commands that read, compare and write as one (COMPARE AND WRITE ...). While an exclusive command waits or runs, the LU's
  * gate has the EXCLUSIVE bit; plain commands that see it enter their ranges here too. A plain command that started before the bit was seen is
- * not known by range, so an exclusive one waits until every worker has seen the epoch and all such commands have ended: per worker, the pins
- * of the LU then equal the commands that are known here. Nothing here runs while no exclusive command is about.
+ * not known by range, a stranger: an exclusive one waits until every worker has seen the epoch and its strangers have ended. Each worker says
+ * so for itself, when its pins of the LU equal the commands that it knows here, and that holds until the bit is taken away: whatever comes
+ * later enters. So an exclusive command waits for what was there before it and for nothing else, however much comes behind it. Nothing here
+ * runs while no exclusive command is about.
  */
 #include <stdlib.h>
 
@@ -22,8 +24,14 @@ struct vs_ranges {
 	struct vs_lu *lu;
 	struct vs_list wait, held;
 	uint32_t exclusive;  /* commands that wait or hold exclusively */
-	uint32_t *known;     /* by worker: pinned commands that stand in wait or held */
+	uint64_t since;      /* the epoch that began with the EXCLUSIVE bit */
+	uint32_t strangers;  /* workers that may have some */
+	/* By worker, which alone counts: pinned commands that stand in wait or held, and operations without a task. alone: it has no
+	 * stranger, and is not one of `strangers` any more. */
+	struct vs_ranges_of_worker { uint32_t known, detached; bool alone; } *of;
 };
+
+enum { DETACHED_MAX = 16 }; /* a worker and LU; an initiator may send them faster than they end, and each holds memory */
 
 int vs_ranges_init(struct vs_core *c)
 {
@@ -49,8 +57,8 @@ int vs_lu_ranges_init(struct vs_lu *lu)
 
 	if (!r)
 		return -ENOMEM;
-	r->known = calloc(lu->core->config.nworkers, sizeof(*r->known));
-	if (!r->known) {
+	r->of = calloc(lu->core->config.nworkers, sizeof(*r->of));
+	if (!r->of) {
 		free(r);
 		return -ENOMEM;
 	}
@@ -64,7 +72,7 @@ int vs_lu_ranges_init(struct vs_lu *lu)
 
 void vs_lu_ranges_fini(struct vs_lu *lu)
 {
-	free(lu->ranges->known);
+	free(lu->ranges->of);
 	free(lu->ranges);
 }
 
@@ -81,15 +89,36 @@ static bool conflicts(const struct vs_list *list, const struct vs_list *end, con
 	return false;
 }
 
-/* No command that started without a range is left on any worker. */
-static bool strangers_gone(const struct vs_ranges *r)
+/* Is a command that started without a range left on this worker, whose turn is over? Only itself can tell: others may see it in the middle
+ * of pinning and entering. */
+static void look_for_strangers(struct vs_ranges *r, const struct vs_worker *w)
 {
-	const struct vs_pins *p = &r->lu->pins;
+	struct vs_ranges_of_worker *of = &r->of[w->index];
 
-	for (uint32_t i = 0; i < p->n; i++)
-		if (atomic_load_explicit(&p->slots[i].count, memory_order_acquire) != r->known[i])
-			return false;
-	return true;
+	if (of->alone || !r->exclusive || atomic_load_explicit(&w->epoch_seen, memory_order_relaxed) < r->since)
+		return;
+	if (atomic_load_explicit(&r->lu->pins.slots[w->index].count, memory_order_relaxed) != of->known + of->detached)
+		return;
+	of->alone = true;
+	r->strangers--;
+}
+
+static void begin_exclusive(struct vs_ranges *r)
+{
+	struct vs_core *c = r->lu->core;
+
+	r->strangers = c->config.nworkers;
+	for (uint32_t i = 0; i < r->strangers; i++)
+		r->of[i].alone = false;
+	atomic_fetch_or(&r->lu->gate, VS_GATE_EXCLUSIVE);
+	atomic_fetch_or(&r->lu->pins.watched, VS_WATCH_RANGES);
+	r->since = vs_epoch_bump(c);
+}
+
+static void end_exclusive(struct vs_ranges *r)
+{
+	atomic_fetch_and(&r->lu->gate, ~VS_GATE_EXCLUSIVE);
+	atomic_fetch_and(&r->lu->pins.watched, ~(uint32_t)VS_WATCH_RANGES);
 }
 
 static void granted_run(struct vs_worker *w, struct vs_msg *m)
@@ -114,38 +143,41 @@ static void grant(struct vs_ranges *r, struct vs_range_registry *g, struct vs_ra
 	vs_worker_send(t->w, &e->msg);
 }
 
-static void progress(struct vs_ranges *r, struct vs_range_registry *g, uint64_t reached)
+/* An LU without anything that waits may be destroyed. */
+static void unlist(struct vs_ranges *r)
 {
-	bool alone = strangers_gone(r);
+	if (vs_list_empty(&r->wait) && !vs_list_empty(&r->link))
+		vs_list_del(&r->link);
+}
 
+static void progress(struct vs_ranges *r, struct vs_range_registry *g)
+{
 	for (struct vs_list *l = r->wait.next; l != &r->wait;) {
 		struct vs_range *e = vs_container_of(l, struct vs_range, link);
 
 		l = l->next;
-		if (e->exclusive && (reached < e->epoch || !alone))
+		if (e->exclusive && r->strangers)
 			continue;
 		if (conflicts(&r->wait, &e->link, e) || conflicts(&r->held, &r->held, e))
 			continue;
 		grant(r, g, e);
 	}
-	if (vs_list_empty(&r->wait) && !vs_list_empty(&r->link))
-		vs_list_del(&r->link);
+	unlist(r);
 }
 
-void vs_range_progress(struct vs_core *c)
+void vs_range_progress(struct vs_worker *w)
 {
-	struct vs_range_registry *g = c->range_registry;
-	uint64_t reached;
+	struct vs_range_registry *g = w->core->range_registry;
 
 	if (!atomic_load(&g->waiters))
 		return;
-	reached = vs_epoch_reached(c);
 	pthread_mutex_lock(&g->lock);
 	for (struct vs_list *l = g->waiting.next; l != &g->waiting;) {
 		struct vs_ranges *r = vs_container_of(l, struct vs_ranges, link);
 
 		l = l->next;
-		progress(r, g, reached);
+		look_for_strangers(r, w);
+		progress(r, g);
 	}
 	pthread_mutex_unlock(&g->lock);
 }
@@ -166,8 +198,9 @@ bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclu
 	struct vs_range_registry *g = t->w->core->range_registry;
 	bool go;
 
-	e->first = lba;
-	e->last = lba + blocks - 1;
+	/* What touches no block is in nobody's way, but it is no stranger either. */
+	e->first = blocks ? lba : UINT64_MAX;
+	e->last = blocks ? lba + blocks - 1 : 0;
 	e->exclusive = exclusive;
 	pthread_mutex_lock(&g->lock);
 	if (!exclusive && !r->exclusive) {
@@ -175,16 +208,13 @@ bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclu
 		pthread_mutex_unlock(&g->lock);
 		return true;
 	}
-	r->known[t->w->index]++;
-	/* Until now we were a stranger to whoever waits exclusively, and may have been the last one. */
+	r->of[t->w->index].known++;
 	t->w->ranges_moved = true;
 	if (exclusive) {
-		if (!r->exclusive++) {
-			atomic_fetch_or(&t->lu->gate, VS_GATE_EXCLUSIVE);
-			atomic_fetch_or(&t->lu->pins.watched, VS_WATCH_RANGES);
-		}
-		e->epoch = vs_epoch_bump(t->w->core);
+		/* In this order: who sees the epoch sees that somebody waits, and looks for strangers. It may have no other reason to. */
 		wait_for_grant(r, g, e);
+		if (!r->exclusive++)
+			begin_exclusive(r);
 		go = false;
 	} else if (conflicts(&r->wait, &r->wait, e) || conflicts(&r->held, &r->held, e)) {
 		wait_for_grant(r, g, e);
@@ -198,16 +228,15 @@ bool vs_range_enter(struct vs_task *t, uint64_t lba, uint64_t blocks, bool exclu
 	return go;
 }
 
-/* Locked. The command is still pinned: its worker's count is above `known` for a moment, which only delays a grant. */
+/* Locked. */
 static void forget(struct vs_task *t, struct vs_ranges *r)
 {
 	vs_list_del(&t->range.link);
 	t->range.held = t->range.waiting = false;
-	r->known[t->w->index]--;
-	if (t->range.exclusive && !--r->exclusive) {
-		atomic_fetch_and(&t->lu->gate, ~VS_GATE_EXCLUSIVE);
-		atomic_fetch_and(&t->lu->pins.watched, ~(uint32_t)VS_WATCH_RANGES);
-	}
+	r->of[t->w->index].known--;
+	if (t->range.exclusive && !--r->exclusive)
+		end_exclusive(r);
+	unlist(r);
 	t->w->ranges_moved = true;
 }
 
@@ -235,4 +264,19 @@ bool vs_range_cancel(struct vs_task *t)
 	}
 	pthread_mutex_unlock(&g->lock);
 	return waited;
+}
+
+bool vs_range_detach(struct vs_worker *w, struct vs_lu *lu)
+{
+	if (lu->ranges->of[w->index].detached == DETACHED_MAX)
+		return false;
+	vs_pin(w, &lu->pins);
+	lu->ranges->of[w->index].detached++;
+	return true;
+}
+
+void vs_range_detached_done(struct vs_worker *w, struct vs_lu *lu)
+{
+	lu->ranges->of[w->index].detached--;
+	vs_unpin(w, &lu->pins);
 }

@@ -137,7 +137,7 @@ bool vs_media_start(struct vs_task *t)
 		return true;
 	if (vs_media_check(t) == ENDED)
 		return true;
-	if (vs_unlikely(exclusive || (atomic_load_explicit(&t->lu->gate, memory_order_acquire) & VS_GATE_EXCLUSIVE)) && op != VS_MEDIA_SYNCHRONIZE_CACHE) {
+	if (vs_unlikely(exclusive || (atomic_load_explicit(&t->lu->gate, memory_order_acquire) & VS_GATE_EXCLUSIVE))) {
 		uint64_t lba, blocks;
 
 		vs_media_extent(t, &lba, &blocks);

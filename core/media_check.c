@@ -313,7 +313,7 @@ void vs_media_extent(const struct vs_task *t, uint64_t *lba, uint64_t *blocks)
 	uint64_t first = UINT64_MAX, last = 0;
 
 	*lba = t->m.lba;
-	*blocks = t->m.blocks;
+	*blocks = t->row->media == VS_MEDIA_SYNCHRONIZE_CACHE ? 0 : t->m.blocks; /* the whole cache, and no block of it changes */
 	if (t->row->media != VS_MEDIA_UNMAP)
 		return;
 	for (uint32_t i = 8; i + 16 <= t->param_length; i += 16) {

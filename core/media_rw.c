@@ -88,7 +88,7 @@ static void prefetch_detached_done(struct vs_io *io)
 	struct vs_lu *lu = io->owner;
 
 	free(io->iov);
-	vs_unpin(io->w, &lu->pins);
+	vs_range_detached_done(io->w, lu);
 	vs_io_put(io->w, io);
 }
 
@@ -96,11 +96,13 @@ static void prefetch_detached_done(struct vs_io *io)
 static bool prefetch_detached(struct vs_task *t)
 {
 	struct vs_io *io = vs_io_get(t->w);
-	struct iovec *iov = io ? aligned_alloc(4096, 4096 + t->m.chunk) : NULL;
+	/* C11 7.22.3.1: the size is a multiple of the alignment. */
+	struct iovec *iov = io ? aligned_alloc(4096, 4096 + ((t->m.chunk + 4095) & ~UINT64_C(4095))) : NULL;
 
 	if (!iov) {
 		if (io)
 			vs_io_put(t->w, io);
+		vs_range_detached_done(t->w, t->lu);
 		t->status = VS_STATUS_BUSY;
 		return ENDED;
 	}
@@ -115,7 +117,6 @@ static bool prefetch_detached(struct vs_task *t)
 	io->niov = 1;
 	io->owner = t->lu;
 	io->done = prefetch_detached_done;
-	vs_pin(t->w, &t->lu->pins);
 	if (vs_store_submit(io->store, io) == VS_SUBMIT_DONE)
 		prefetch_detached_done(io);
 	return ENDED;
@@ -126,7 +127,7 @@ static bool prefetch_detached(struct vs_task *t)
 bool vs_media_prefetch(struct vs_task *t)
 {
 	t->m.chunk = vs_min((uint64_t)CHUNK, t->m.length);
-	if (t->cdb[1] & 2)
+	if ((t->cdb[1] & 2) && vs_range_detach(t->w, t->lu))
 		return prefetch_detached(t);
 	if (!vs_media_bounce(t, t->m.chunk))
 		return ENDED;
@@ -142,7 +143,7 @@ static void detached_done(struct vs_io *io)
 
 	if (io->err)
 		vs_media_tell_failed(lu, io->store, io->w);
-	vs_unpin(io->w, &lu->pins);
+	vs_range_detached_done(io->w, lu);
 	vs_io_put(io->w, io);
 }
 
@@ -152,6 +153,7 @@ static bool flush_detached(struct vs_task *t)
 	struct vs_io *io = vs_io_get(t->w);
 
 	if (!io) {
+		vs_range_detached_done(t->w, t->lu);
 		t->status = VS_STATUS_BUSY;
 		return ENDED;
 	}
@@ -165,7 +167,6 @@ static bool flush_detached(struct vs_task *t)
 	io->niov = 0;
 	io->owner = t->lu;
 	io->done = detached_done;
-	vs_pin(t->w, &t->lu->pins);
 	if (vs_store_submit(io->store, io) == VS_SUBMIT_DONE)
 		detached_done(io);
 	return ENDED;
@@ -173,7 +174,7 @@ static bool flush_detached(struct vs_task *t)
 
 bool vs_media_sync(struct vs_task *t)
 {
-	if (t->cdb[1] & 2)
+	if ((t->cdb[1] & 2) && vs_range_detach(t->w, t->lu))
 		return flush_detached(t);
 	return prepare(t, VS_IO_FLUSH, 0, 0, 0, NULL, 0, good);
 }

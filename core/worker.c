@@ -122,7 +122,7 @@ int vs_worker_turn(struct vs_worker *w)
 		announce_epoch(w);
 	if (vs_unlikely(w->ranges_moved || epoch_moved)) {
 		w->ranges_moved = false;
-		vs_range_progress(w->core);
+		vs_range_progress(w);
 	}
 	return did;
 }

@@ -364,6 +364,186 @@ static void plain_commands_wait_for_an_exclusive_one_on_their_blocks(void)
 	close_rig(&r);
 }
 
+/* ---- range locks: what may hold up an exclusive command ------------------------------------------------------------------------------ */
+
+enum { INITIATORS = 4, ROUNDS_BEFORE = 4, ROUNDS_MAX = 64, OTHERS_MAX = 24, DETACHED = 16 };
+
+/* Initiators that send again whatever has ended, to a store that has always something to do for each worker. */
+struct stream {
+	struct rig *rig;
+	const uint8_t (*cdbs)[16]; /* by initiator */
+	struct command commands[INITIATORS];
+	vs_io *kept[2]; /* by worker: the youngest, for one round */
+};
+
+static void stream_round(struct stream *s, bool on)
+{
+	struct rig *r = s->rig;
+	vs_io *old[2] = { s->kept[0], s->kept[1] };
+
+	for (int i = 0; i < INITIATORS && on; i++)
+		if (!s->commands[i].rig || s->commands[i].ended)
+			submit(r, i % 2, &s->commands[i], VS_ATTR_SIMPLE, s->cdbs[i]);
+	turns(r, 1);
+	s->kept[0] = s->kept[1] = NULL;
+	while (drain(r))
+		for (int i = 0; i < r->nups; i++) {
+			vs_io **kept;
+
+			if (r->ups[i].kind != VS_UP_STORE_IO)
+				continue;
+			kept = &s->kept[r->ups[i].io->w->index];
+			if (*kept)
+				answer(r, *kept);
+			*kept = r->ups[i].io;
+		}
+	for (int w = 0; w < 2; w++)
+		if (old[w])
+			answer(r, old[w]);
+}
+
+static void no_stream_starves_an_exclusive_command(const uint8_t (*cdbs)[16])
+{
+	struct command exclusive;
+	struct rig r;
+	struct stream s = { .rig = &r, .cdbs = cdbs };
+	uint32_t before;
+	int rounds;
+
+	open_rig(&r, true);
+	for (rounds = 0; rounds < ROUNDS_BEFORE; rounds++)
+		stream_round(&s, true);
+	before = r.ended;
+	compare_and_write(&r, 0, &exclusive, 3, 0, 'y');
+	for (rounds = 0; rounds < ROUNDS_MAX && !exclusive.ended; rounds++)
+		stream_round(&s, true);
+	CHECK(exclusive.ended);
+	CHECK(exclusive.ended - before <= OTHERS_MAX);
+	CHECK_EQ(exclusive.task.status, VS_STATUS_GOOD);
+	for (rounds = 0; rounds < ROUNDS_BEFORE; rounds++)
+		stream_round(&s, false);
+	for (int i = 0; i < INITIATORS; i++)
+		CHECK(s.commands[i].ended);
+	CHECK_EQ(vs_gate_read(r.lu, r.nexus), 0);
+	close_rig(&r);
+}
+
+static void streams(void)
+{
+	static const uint8_t sync[16] = { 0x35 }, sync_immed[16] = { 0x35, 2 }, same[16] = { 0x28, [5] = 3, [8] = 1 };
+	static const uint8_t written[16] = { 0x2a, [5] = 7, [8] = 1 }, prefetch_immed[16] = { 0x34, 2, [5] = 3, [8] = 1 };
+	const uint8_t *kinds[] = { sync, sync_immed, same, written, prefetch_immed };
+	uint8_t cdbs[INITIATORS][16];
+
+	for (unsigned kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++) {
+		for (int i = 0; i < INITIATORS; i++)
+			memcpy(cdbs[i], kinds[kind], 16);
+		no_stream_starves_an_exclusive_command(cdbs);
+	}
+	for (int i = 0; i < INITIATORS; i++)
+		memcpy(cdbs[i], kinds[i], 16);
+	no_stream_starves_an_exclusive_command(cdbs);
+}
+
+/* The other worker has pinned the unit for a command that will see the bit and enter: it is no stranger. */
+static void a_command_that_is_about_to_enter_holds_nobody_up(void)
+{
+	struct command first, second;
+	struct rig r;
+	vs_io *io;
+
+	open_rig(&r, true);
+	compare_and_write(&r, 0, &first, 3, 0, 'x');
+	turns(&r, 2);
+	io = next_io(&r);
+	CHECK(io);
+	compare_and_write(&r, 0, &second, 3, 'x', 'y');
+	vs_pin(r.w[1], vs_lu_pins(r.lu));
+	for (int i = 0; i < 4; i++) { /* two reads, two writes */
+		answer(&r, io);
+		for (int n = 0; n < 3; n++)
+			vs_worker_turn(r.w[0]);
+		io = next_io(&r);
+		CHECK(io || i == 3);
+	}
+	CHECK_EQ(second.ended, 2);
+	CHECK_EQ(r.medium[3 * BLOCK], 'y');
+	vs_unpin(r.w[1], vs_lu_pins(r.lu));
+	close_rig(&r);
+}
+
+/* It was the only one to wait at its unit, which is removed then. Others may wait after that. */
+static void an_exclusive_command_that_was_aborted_is_not_waited_for(void)
+{
+	struct vs_lu_params params = { .num_blocks = BLOCKS, .block_size = BLOCK, .write_cache = 1, .cookie = 3 };
+	struct command plain, exclusive;
+	struct rig r;
+	vs_nexus *kept;
+	vs_lu *removed;
+	vs_io *io;
+
+	open_rig(&r, true);
+	kept = r.nexus;
+	CHECK_EQ(vs_lu_create(r.core, &params, r.store, &removed), 0);
+	CHECK_EQ(vs_nexus_create(r.core, removed, 4, &r.nexus), 0);
+	write_block(&r, 1, &plain, 3, VS_ATTR_SIMPLE, 'x');
+	io = next_io(&r);
+	CHECK(io);
+	compare_and_write(&r, 0, &exclusive, 3, 'x', 'y');
+	turns(&r, 2);
+	vs_tmf_post(r.core, &(struct vs_tmf){ .lu = removed, .nexus = r.nexus, .match = VS_TMF_NEXUS, .action = VS_TMF_ABORT, .response = VS_RESP_RESET,
+					      .cookie = 5 });
+	turns(&r, 2);
+	CHECK_EQ(exclusive.ended, 1);
+	CHECK_EQ(exclusive.task.response, VS_RESP_RESET);
+	answer(&r, io);
+	turns(&r, 2);
+	CHECK_EQ(plain.ended, 2);
+	CHECK_EQ(vs_gate_read(removed, r.nexus), 0);
+	vs_nexus_destroy(r.nexus);
+	vs_lu_destroy(removed);
+	r.nexus = kept;
+	drain(&r);
+	compare_and_write(&r, 0, &exclusive, 3, 'z', 'y');
+	turns(&r, 3);
+	io = next_io(&r);
+	CHECK(io);
+	answer(&r, io);
+	turns(&r, 2);
+	CHECK_EQ(exclusive.ended, 3);
+	CHECK_EQ(exclusive.task.status, VS_STATUS_CHECK_CONDITION);
+	close_rig(&r);
+}
+
+/* IMMED: status at once, while the store works. An initiator that is faster than the store has to wait in the end. */
+static void operations_without_a_task_are_bounded(const uint8_t *cdb)
+{
+	struct command commands[DETACHED + 1];
+	vs_io *open[DETACHED + 1];
+	struct rig r;
+
+	open_rig(&r, true);
+	for (int i = 0; i <= DETACHED; i++) {
+		submit(&r, 0, &commands[i], VS_ATTR_SIMPLE, cdb);
+		CHECK_EQ(commands[i].ended != 0, i < DETACHED);
+		open[i] = next_io(&r);
+		CHECK(open[i]);
+	}
+	answer(&r, open[DETACHED]);
+	turns(&r, 1);
+	CHECK_EQ(commands[DETACHED].ended, DETACHED + 1);
+	for (int i = 0; i < DETACHED; i++)
+		answer(&r, open[i]);
+	turns(&r, 1);
+	submit(&r, 0, &commands[0], VS_ATTR_SIMPLE, cdb);
+	CHECK_EQ(commands[0].ended, DETACHED + 2);
+	open[0] = next_io(&r);
+	CHECK(open[0]);
+	answer(&r, open[0]);
+	turns(&r, 1);
+	close_rig(&r);
+}
+
 int main(void)
 {
 	a_task_that_was_handed_back_goes_first();
@@ -377,5 +557,10 @@ int main(void)
 	an_abort_is_answered_when_the_task_has_ended();
 	an_exclusive_command_waits_for_plain_ones();
 	plain_commands_wait_for_an_exclusive_one_on_their_blocks();
+	streams();
+	a_command_that_is_about_to_enter_holds_nobody_up();
+	an_exclusive_command_that_was_aborted_is_not_waited_for();
+	operations_without_a_task_are_bounded((const uint8_t[16]){ 0x35, 2 });
+	operations_without_a_task_are_bounded((const uint8_t[16]){ 0x34, 2, [8] = 1 });
 	return 0;
 }
