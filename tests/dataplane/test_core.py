@@ -153,6 +153,21 @@ def test_fences_of_two_coroutines_on_one_gate(live: Live) -> None:
         host.ok(read10(0, 1), in_len=512)
 
 
+def test_a_fence_waits_until_every_worker_has_seen_it(live: Live) -> None:
+    """Nothing is in flight. A worker that has not seen the closed gate may be about to start something."""
+    unit = live.unit()
+
+    async def fences() -> None:
+        for _ in range(50):
+            before = lib.vs_epoch_bump(live.core.handle)
+            await unit.gate.fence(GateBit.TRACE)
+            assert lib.vs_epoch_reached(live.core.handle) > before
+            unit.gate.open(GateBit.TRACE)
+            await asyncio.sleep(0.001)  # the workers fall asleep
+
+    live.call(fences())
+
+
 def test_a_slow_drain_is_named_in_the_log(
     live: Live, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

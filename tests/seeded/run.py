@@ -11,10 +11,14 @@ names tests that must fail with it and pass without it:
 They run in one copy of the tree, in which little is compiled for each patch. It prints a table, and ends with 1 when a
 bug survives, a patch no longer applies or compiles, or its tests fail without it. Which tests catch a bug is written
 down, not searched for: that it is caught by accident elsewhere is worth nothing to the next reader.
+
+`run.py --check [NAME ...]` only looks whether each patch still applies and the files of its tests exist, which takes a
+second and no copy. It is for whoever has moved the code around a bug: the ordinary tests run it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shlex
@@ -34,6 +38,8 @@ SLACK = 60.0  # seconds that a test may take beyond five times what it takes wit
 BASELINE = 900.0
 VARIANTS = {"core": "plain", "asan": "asan", "tsan": "tsan"}
 PYTEST_FAILED = 1
+# A line less of context than usual: code around a bug may change without touching it.
+APPLY = ["git", "apply", "-C2"]
 PYTEST = [str(PYTHON), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60"]
 
 
@@ -55,6 +61,20 @@ class Seed:
         if not commands:
             raise BrokenSeed(f"{path.name}: no line says Caught-by")
         return cls(path.stem, path, head[0], commands)
+
+    def check(self, tree: Path) -> None:
+        """Raises BrokenSeed when the patch does not apply to the tree, or a file of its tests is not there."""
+        # Inside of another repository, git would take the paths for that one's and pass over them.
+        environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tree.parent)}
+        command = [*APPLY, "--check", str(self.path.resolve())]
+        applied = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        if applied.returncode:
+            raise BrokenSeed(f"the patch does not apply: {applied.stderr.strip()}")
+        for caught in self.commands:
+            kind, test, *_ = shlex.split(caught)
+            path = tree / (test.partition("::")[0] if kind == "pytest" else f"core/test/{test}.c")
+            if not path.is_file():
+                raise BrokenSeed(f"{caught}: there is no {path.relative_to(tree)}")
 
 
 @dataclass(slots=True)
@@ -130,8 +150,7 @@ class Runner:
         self.seconds[command] = time.monotonic() - started
 
     def apply(self, seed: Seed, *options: str) -> None:
-        # A line less of context than usual: code around a bug may change without touching it.
-        if self.call(["git", "apply", "-C2", *options, str(seed.path)]):
+        if self.call([*APPLY, *options, str(seed.path)]):
             raise BrokenSeed("the patch does not apply")
 
     def try_seed(self, seed: Seed) -> str:
@@ -149,11 +168,19 @@ class Runner:
             self.apply(seed, "--reverse")
 
 
-def main(names: list[str]) -> int:
-    seeds = [Seed.read(path) for path in sorted(HERE.glob("*.patch")) if not names or path.stem in names]
-    if len(seeds) < max(len(names), 1):
-        print("no such patch", file=sys.stderr)
-        return 2
+def check(seeds: list[Seed], tree: Path) -> int:
+    bad = 0
+    for seed in seeds:
+        try:
+            seed.check(tree)
+        except BrokenSeed as error:
+            print(f"{seed.name}: {error}", file=sys.stderr)
+            bad += 1
+    print(f"{len(seeds) - bad} of {len(seeds)} bugs can be planted")
+    return 1 if bad else 0
+
+
+def plant(seeds: list[Seed]) -> int:
     subprocess.run([ROOT / "tests" / "ci" / "copy-tree", TREE], cwd=ROOT, check=True)
     width = max(len(seed.name) for seed in seeds)
     bad = 0
@@ -172,5 +199,23 @@ def main(names: list[str]) -> int:
     return 1 if bad else 0
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Plants bugs, one at a time, and demands that the suite catches each.")
+    parser.add_argument("--check", action="store_true", help="only look whether the patches still apply")
+    parser.add_argument("--patches", type=Path, default=HERE, help="where they are (default: beside this file)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a patch without its suffix (default: all)")
+    given = parser.parse_args()
+    paths = sorted(path for path in given.patches.glob("*.patch") if not given.names or path.stem in given.names)
+    if len(paths) < max(len(given.names), 1):
+        print("no such patch", file=sys.stderr)
+        return 2
+    try:
+        seeds = [Seed.read(path) for path in paths]
+    except BrokenSeed as error:
+        print(error, file=sys.stderr)
+        return 1
+    return check(seeds, ROOT) if given.check else plant(seeds)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

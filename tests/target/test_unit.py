@@ -27,6 +27,7 @@ from tests.live import (
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH
+from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.stores import PythonStore, open_store
 from vhost_scsi.target import LuSpec
 from vhost_scsi.vhost_user.device import VirtioScsiDevice
@@ -193,10 +194,13 @@ def test_d_sense_changes_the_format_in_both_planes(live: Live) -> None:
 
 
 def test_software_write_protection_stops_writes_and_no_reads(live: Live) -> None:
-    with live.end((0, 0, live.unit())).connect() as host:
+    unit = live.unit()
+    with live.end((0, 0, unit)).connect() as host:
         host.ready()
         host.ok(write10(1, 1), BLOCK)
         set_swp(host, True)
+        # Nothing else stops the write: what held commands during the change is gone.
+        live.wait_for(lambda: live.run(unit.gate.read) == GateBit.WRITE_PROTECTED, "a gate that stops writes only")
         host.fails(sense.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED, write10(1, 1), bytes(512))
         assert host.ok(mode_sense10(10), in_len=252)[3] & 0x80  # WP
         assert host.ok(read10(1, 1), in_len=512) == BLOCK
