@@ -78,9 +78,9 @@ tsan: deps ## C tests and stress programs under ThreadSanitizer
 	@$(CORE) tsan
 
 .PHONY: fuzz
-fuzz: build ## libFuzzer over every C fuzz target, atheris over vhost-user and iSCSI's text, FUZZ_SECONDS=60 each
+fuzz: build ## libFuzzer over every C fuzz target, atheris over vhost-user and iSCSI's text, FUZZ_SECONDS=60 each, JOBS=2 at a time
 	@$(CORE) fuzz
-	@tests/ci/fuzz-python $(FUZZ_SECONDS)
+	@tests/ci/fuzz-python $(FUZZ_SECONDS) $(JOBS)
 
 .PHONY: seeded
 seeded: deps ## plant the bugs of tests/seeded one by one; each must be caught by the tests named in it
