@@ -12,7 +12,7 @@ static void field_pointer(uint8_t *p, const struct vs_sense *s)
 	p[2] = (uint8_t)s->field_byte;
 }
 
-/* SPC-5 4.4.3. INFORMATION is 32 bits: VALID only when it fits. */
+/* SPC-5 4.4.3. INFORMATION is 32 bits: what does not fit comes in descriptors. */
 static uint8_t fixed(uint8_t *b, const struct vs_sense *s)
 {
 	memset(b, 0, 18);
@@ -21,7 +21,7 @@ static uint8_t fixed(uint8_t *b, const struct vs_sense *s)
 	b[7] = 10;
 	b[12] = (uint8_t)(s->asc_ascq >> 8);
 	b[13] = (uint8_t)s->asc_ascq;
-	if (s->has_information && s->information <= UINT32_MAX) {
+	if (s->has_information) {
 		b[0] |= 0x80;
 		vs_put_be32(b + 3, (uint32_t)s->information);
 	}
@@ -64,7 +64,11 @@ static uint8_t descriptor(uint8_t *b, const struct vs_sense *s)
 
 void vs_sense_set(struct vs_task *t, const struct vs_sense *s)
 {
+	bool d_sense = atomic_load_explicit(&t->lu->d_sense, memory_order_relaxed);
+	/* An LBA that does not fit the fixed format is told in descriptors, whatever D_SENSE says. */
+	bool wide = s->has_information && s->information > UINT32_MAX;
+
 	t->status = VS_STATUS_CHECK_CONDITION;
 	t->medium_error = s->key == VS_SK_MEDIUM_ERROR || s->key == VS_SK_HARDWARE_ERROR;
-	t->sense_len = atomic_load_explicit(&t->lu->d_sense, memory_order_relaxed) ? descriptor(t->sense, s) : fixed(t->sense, s);
+	t->sense_len = d_sense || wide ? descriptor(t->sense, s) : fixed(t->sense, s);
 }

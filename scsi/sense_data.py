@@ -7,7 +7,19 @@ codes, no deferred errors.
 
 from typing import Final
 
-from construct import BitsInteger, BitStruct, Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
+from construct import (
+    BitsInteger,
+    BitStruct,
+    Bytes,
+    Const,
+    ConstructError,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Int64ub,
+    Padding,
+    Struct,
+)
 
 from vhost_scsi.scsi.sense import BY_WORD, FieldPointer, Sense, SenseCode, SenseKey
 
@@ -114,9 +126,8 @@ def _sense_key_specific(sense: Sense) -> bytes:
 
 
 def _fixed(sense: Sense) -> bytes:
-    # SPC-5 4.4.3: INFORMATION has 32 bits here; VALID stays zero for a value that does not fit.
     information = sense.information
-    valid = information is not None and information <= 0xFFFFFFFF
+    valid = information is not None
     built: bytes = FIXED.build(
         {
             "response_code": FIXED_CURRENT | (VALID if valid else 0),
@@ -153,8 +164,10 @@ def _descriptor(sense: Sense) -> bytes:
 
 
 def build(sense: Sense, *, descriptor: bool) -> bytes:
-    """The sense data of a current error."""
-    return _descriptor(sense) if descriptor else _fixed(sense)
+    """The sense data of a current error. INFORMATION has 32 bits in the fixed format: an LBA that does not fit is told
+    in descriptors, whatever D_SENSE says."""
+    wide = sense.information is not None and sense.information > 0xFFFFFFFF
+    return _descriptor(sense) if descriptor or wide else _fixed(sense)
 
 
 def _parse_field_pointer(raw: bytes) -> FieldPointer | None:
@@ -174,10 +187,9 @@ def _known(key: int, asc: int, ascq: int) -> SenseCode:
 
 def _parse_specific(key: int, raw: bytes) -> tuple[FieldPointer | None, int | None]:
     """The field pointer of ILLEGAL REQUEST, the progress of NOT READY and NO SENSE (SPC-5 table 52)."""
-    if key == SenseKey.ILLEGAL_REQUEST:
-        return _parse_field_pointer(raw), None
-    progress = int.from_bytes(raw[1:]) if raw[0] & SKSV and key in (SenseKey.NOT_READY, SenseKey.NO_SENSE) else None
-    return None, progress
+    if key in (SenseKey.NOT_READY, SenseKey.NO_SENSE):
+        return None, int.from_bytes(raw[1:]) if raw[0] & SKSV else None
+    return _parse_field_pointer(raw), None
 
 
 def _parse_fixed(data: bytes) -> Sense:
@@ -195,6 +207,13 @@ def _parse_fixed(data: bytes) -> Sense:
 
 def parse(data: bytes) -> Sense:
     """Reads what `build` wrote (and C's sense data); ValueError for anything else."""
+    try:
+        return _parse(data)
+    except ConstructError as error:
+        raise ValueError(f"no sense data of ours: {data.hex()}") from error
+
+
+def _parse(data: bytes) -> Sense:
     if len(data) >= FIXED.sizeof() and data[0] & 0x7F == FIXED_CURRENT:
         return _parse_fixed(data)
     if len(data) < DESCRIPTOR.sizeof() or data[0] != DESCRIPTOR_CURRENT:

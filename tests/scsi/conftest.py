@@ -224,7 +224,7 @@ def cdb_of(name, **values):
     for key, value in values.items():
         place = row.field(key)
         assert place, f"{name} has no field {key}"
-        if place.mask:
+        if place.mask and place.length == 1:
             cdb[place.byte] |= value * (place.mask & -place.mask)
         else:
             part = value.to_bytes(place.length)

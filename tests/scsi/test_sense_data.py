@@ -23,10 +23,20 @@ def test_fixed_format_with_information():
     assert data.hex() == "f0000300001234" + "0a" + "00000000" + "1100" + "00" + "000000"
 
 
-def test_fixed_format_leaves_out_information_of_more_than_32_bits():
+def test_information_of_more_than_32_bits_comes_in_descriptors():
     data = sense_data.build(Sense(sense.UNRECOVERED_READ_ERROR, information=1 << 32), descriptor=False)
-    assert data[0] == 0x70
-    assert sense_data.parse(data).information is None
+    assert data[0] == 0x72
+    assert sense_data.parse(data).information == 1 << 32
+
+
+@both
+def test_progress_ili_and_command_specific_information(descriptor):
+    going = Sense(sense.LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS, progress=0x1234)
+    assert sense_data.parse(sense_data.build(going, descriptor=descriptor)) == going
+    wrong = Sense(sense.INVALID_FIELD_IN_CDB, 8, FieldPointer(True, 7, 7), incorrect_length=True)
+    assert sense_data.parse(sense_data.build(wrong, descriptor=descriptor)) == wrong
+    copy = Sense(sense.COPY_TARGET_DEVICE_NOT_REACHABLE, command_specific=3)
+    assert sense_data.parse(sense_data.build(copy, descriptor=descriptor)) == copy
 
 
 def test_descriptor_format_byte_for_byte():
@@ -46,6 +56,8 @@ def test_descriptor_format_without_descriptors():
     pointer=st.none() | st.builds(FieldPointer, st.booleans(), st.integers(0, 0xFFFF), st.none() | st.integers(0, 7)),
 )
 def test_what_is_built_parses_back(descriptor, code, information, pointer):
+    if code.key in (sense.SenseKey.NOT_READY, sense.SenseKey.NO_SENSE):
+        pointer = None  # the same bytes are a progress there
     error = Sense(code, information, pointer)
     assert sense_data.parse(sense_data.build(error, descriptor=descriptor)) == error
 
