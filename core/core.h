@@ -48,7 +48,7 @@ static inline void vs_fence(void)
 }
 
 /* Nor does it see that a word which a driver of our own and the device reach through two mappings is one word: what its release and acquire order
- * is told through one private word for each place in a page. Called before the store with release, and after the load with acquire. */
+ * is told through one private word for each place in a page, and only where the order is asked for: a store or load without it must stay a race. */
 #ifdef VS_TSAN
 enum { VS_TSAN_PLACES = 2048 };
 extern _Atomic uint32_t vs_tsan_shared[VS_TSAN_PLACES];
@@ -58,6 +58,22 @@ static inline void vs_shared_acquire(const void *p) { (void)atomic_load_explicit
 static inline void vs_shared_release(const void *p) { (void)p; }
 static inline void vs_shared_acquire(const void *p) { (void)p; }
 #endif
+
+static inline __attribute__((always_inline)) void vs_shared_store(uint16_t *p, uint16_t v, int order)
+{
+	if (order == __ATOMIC_RELEASE)
+		vs_shared_release(p);
+	__atomic_store_n(p, v, order);
+}
+
+static inline __attribute__((always_inline)) uint16_t vs_shared_load(const uint16_t *p, int order)
+{
+	uint16_t v = __atomic_load_n(p, order);
+
+	if (order == __ATOMIC_ACQUIRE)
+		vs_shared_acquire(p);
+	return v;
+}
 
 static inline void vs_pause(void)
 {

@@ -193,8 +193,7 @@ bool vs_driver_publish(struct vs_driver *d)
 	if (old == d->avail_idx)
 		return false;
 	/* 2.7.13.3: descriptors and entries before the idx that counts them. */
-	vs_shared_release(&d->avail->idx);
-	__atomic_store_n(&d->avail->idx, d->avail_idx, __ATOMIC_RELEASE);
+	vs_shared_store(&d->avail->idx, d->avail_idx, __ATOMIC_RELEASE);
 	d->published = d->avail_idx;
 	/* 2.7.13.4: idx is stored before the device's wish is loaded; the device does it the other way round. */
 	vs_fence();
@@ -210,8 +209,7 @@ int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written)
 
 	if (d->shadow_used == d->last_used) {
 		/* 2.7.14: acquire, before the entries that idx counts and what the device wrote into the buffers. */
-		d->shadow_used = __atomic_load_n(&d->used->idx, __ATOMIC_ACQUIRE);
-		vs_shared_acquire(&d->used->idx);
+		d->shadow_used = vs_shared_load(&d->used->idx, __ATOMIC_ACQUIRE);
 		if (d->shadow_used == d->last_used)
 			return 0;
 		if ((uint16_t)(d->shadow_used - d->last_used) > (uint16_t)(d->published - d->last_used))

@@ -297,10 +297,9 @@ static inline int walk(struct vs_vring *r, struct vs_worker *w, struct vs_chain 
 int vs_vring_available(struct vs_vring *r)
 {
 	/* 2.7.13.3: the driver writes idx after the entries that it counts; acquire, or we might read older ones. */
-	uint16_t idx = __atomic_load_n(&r->avail->idx, __ATOMIC_ACQUIRE);
+	uint16_t idx = vs_shared_load(&r->avail->idx, __ATOMIC_ACQUIRE);
 	uint16_t n = (uint16_t)(idx - r->last_avail);
 
-	vs_shared_acquire(&r->avail->idx);
 	if (vs_unlikely(n > r->size))
 		return -VS_RULE_AVAIL_JUMP;
 	r->shadow_avail = idx;
@@ -371,8 +370,7 @@ bool vs_vring_publish(struct vs_vring *r)
 	if (r->published == r->used_idx)
 		return false;
 	/* 2.7.8.2: the entries are visible before the idx that counts them. */
-	vs_shared_release(&r->used->idx);
-	__atomic_store_n(&r->used->idx, r->used_idx, __ATOMIC_RELEASE);
+	vs_shared_store(&r->used->idx, r->used_idx, __ATOMIC_RELEASE);
 	r->published = r->signalled_used = r->used_idx;
 	r->signalled_valid = true;
 	/* idx is stored before the driver's wish is loaded; the driver does it the other way round (2.7.14): one of us sees the other. */
