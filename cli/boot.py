@@ -142,6 +142,8 @@ def snapshot_of(url: str) -> str:
 def _guest_config(config: DaemonConfig, options: dict[str, Any], socket_path: str) -> GuestConfig:
     from vhost_scsi.qemu import Firmware, GuestConfig, choose_accel, device_options, find_qemu
 
+    if options["kernel"] is None and (options["append"] or options["initrd"]):
+        raise ConfigError("--append and --initrd are for a kernel of your own: give --kernel")
     qemu = find_qemu()
     port = config.port[PORT]
     # QEMU gives the boot index 0 to a kernel of its own, and no two things may have it.

@@ -117,6 +117,12 @@ def test_a_serial_log_that_cannot_be(run: Run, disk: Path) -> None:
     one_line(run("boot", disk, "--serial-log", "/nodir/x"), 3, "serial log: /nodir/x: No such file or directory")
 
 
+@pytest.mark.parametrize("words", [["--append", "quiet"], ["--initrd", "good.img"]])
+def test_what_belongs_to_a_kernel_without_one(run: Run, disk: Path, words: list[str]) -> None:
+    words = [str(disk) if word == "good.img" else word for word in words]
+    one_line(run("boot", disk, *words), 3, "give --kernel")
+
+
 @pytest.mark.parametrize("options", [[], ["--snapshot"]])
 def test_a_serial_log_that_is_the_disk_costs_nobody_the_disk(run: Run, disk: Path, options: list[str]) -> None:
     before = disk.read_bytes()
