@@ -299,7 +299,7 @@ struct vs_tmf {
 	uint32_t match;    /* enum vs_tmf_match, all that are set must agree */
 	uint32_t action;   /* enum vs_tmf_action */
 	uint32_t response; /* enum vs_response that the aborted tasks end with */
-	uint32_t reserved;
+	uint32_t status;   /* not 0: they end with this SCSI status instead (SAM-5 5.3.1: TASK ABORTED) */
 	uint64_t before;   /* VS_TMF_BEFORE: tasks whose order is lower */
 };
 /* One VS_UP_DONE(cookie, aux = tasks matched) a worker, after the matched tasks of that worker have ended and their completions are visible. */

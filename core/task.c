@@ -374,8 +374,13 @@ void vs_task_finish(struct vs_task *t)
 	struct vs_worker *w = t->w;
 	struct vs_tmf_run *run = t->tmf;
 
-	if (t->aborted && run)
-		t->response = (uint8_t)run->tmf.response;
+	if (t->aborted && run) {
+		t->response = (uint8_t)(run->tmf.status ? VS_RESP_OK : run->tmf.response);
+		if (run->tmf.status) {
+			t->status = (uint8_t)run->tmf.status;
+			t->sense_len = 0;
+		}
+	}
 	if (t->listed) {
 		t->listed = false;
 		vs_list_del(&t->link);

@@ -83,6 +83,8 @@ HANDLER_MODULES: Final = (
 )
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
+ESTABLISHING: Final = 0b11
+"""UA_INTLCK_CTRL"""
 LOG_INTERVAL: Final = 1.0
 """seconds between two lines about failing handlers"""
 
@@ -161,6 +163,16 @@ class LogicalUnit:
     @property
     def descriptor_sense(self) -> bool:
         return bool(self.mode.field(CONTROL, "d_sense"))
+
+    @property
+    def separate_task_sets(self) -> bool:
+        """SPC-5 7.5.10, TST=001b."""
+        return bool(self.mode.field(CONTROL, "tst"))
+
+    @property
+    def tells_of_aborts(self) -> bool:
+        """SPC-5 7.5.10, TAS=1: a task that another nexus aborts ends with TASK ABORTED."""
+        return bool(self.mode.field(CONTROL, "tas"))
 
     @property
     def software_write_protected(self) -> bool:
@@ -301,7 +313,7 @@ class LogicalUnit:
         except CheckCondition as condition:
             outcome = self._check_condition(condition.sense)
         except EndsWith as end:
-            outcome = Complete(end.status)
+            outcome = self._ended_with(task, end.status)
         except Exception:
             outcome = self._failed(task)
         if isinstance(outcome, Complete):
@@ -342,7 +354,8 @@ class LogicalUnit:
         if row is not None and not self.offers(row) and not self._only_protected(row):
             row = None
         if row is None or row.gate_mask & GateBit.UNIT_ATTENTION:
-            code = task.itl.take()
+            # SPC-5 7.5.10: interlocked, a condition stays until REQUEST SENSE takes it.
+            code = task.itl.peek() if self.mode.field(CONTROL, "ua_intlck_ctrl") else task.itl.take()
             if code is not None:
                 raise CheckCondition(code)
         if row is None:
@@ -433,7 +446,7 @@ class LogicalUnit:
         try:
             outcome = await self._outcome(entry, work)
         except asyncio.CancelledError:
-            pass  # aborted: the task set waits for this end, and nobody above does
+            outcome = entry.end_as  # aborted: the task set waits for this end, and nobody above does
         finally:
             work.close()
             if not entry.ended:
@@ -493,7 +506,7 @@ class LogicalUnit:
     async def _run(self, entry: Entry, work: Exclusive) -> Outcome:
         """What became of a handler that waits, unless the task was aborted meanwhile."""
         if entry.aborted:
-            return Aborted()
+            return entry.end_as
         entry.begun = True
         return await self._outcome(entry, work)
 
@@ -504,10 +517,16 @@ class LogicalUnit:
         except CheckCondition as condition:
             outcome = self._check_condition(condition.sense)
         except EndsWith as end:
-            outcome = Complete(end.status)
+            outcome = self._ended_with(entry.task, end.status)
         except Exception:
             outcome = self._failed(entry.task)
-        return Aborted() if entry.aborted else outcome
+        return entry.end_as if entry.aborted else outcome
+
+    def _ended_with(self, task: Task, status: Status) -> Complete:
+        """SPC-5 7.5.10: UA_INTLCK_CTRL=11b makes a unit attention condition of some statuses."""
+        if status is Status.RESERVATION_CONFLICT and self.mode.field(CONTROL, "ua_intlck_ctrl") == ESTABLISHING:
+            task.itl.establish(sense.PREVIOUS_RESERVATION_CONFLICT_STATUS)
+        return Complete(status)
 
     def fence_ordered(self, entry: Entry) -> None:
         """The task set's call: an ORDERED task waits for what C has in flight."""
@@ -547,20 +566,32 @@ class LogicalUnit:
 
     @asynccontextmanager
     async def _ended(
-        self, scope: ITL | None, match: Callable[[Task], bool], cancel: Cancel | None, *, others: bool = False
+        self,
+        scope: ITL | None,
+        match: Callable[[Task], bool],
+        cancel: Cancel | None,
+        *,
+        others: bool = False,
+        by: ITL | None = None,
     ) -> AsyncIterator[tuple[list[Task], set[ITL]]]:
         """Ends the matching tasks; until the block is left no task (of that nexus) starts. Gives those that Python knew
-        of, and the nexuses of all. `others`: the nexus has tasks that do not match, and that nobody waits for."""
+        of, and the nexuses of all. `others`: the nexus has tasks that do not match, and that nobody waits for. `by`:
+        the nexus that wants it, where another one's tasks end as TAS says."""
+
+        def end_as(task: Task) -> Outcome:
+            told = by is not None and task.itl is not by and self.tells_of_aborts
+            return Complete(Status.TASK_ABORTED) if told else Aborted()
+
         gate = self.gate if scope is None else scope.gate
         self._tasks.hold(GateBit.TMF, scope)
         gate.close(GateBit.TMF)
         try:
-            tasks = self._tasks.abort(match)
+            tasks = self._tasks.abort(match, end_as)
             # What C runs may have ended by itself before C was asked: whether it lost them is C's to say.
             lost = {task.itl for task in tasks if not self._tasks.runs_in_c(task)}
             lost |= set() if cancel is None else set(await cancel() or ())
             # C has taken what the rings still held, and what of it was Python's has arrived meanwhile.
-            late = [task for task in self._tasks.abort(match) if task not in tasks]
+            late = [task for task in self._tasks.abort(match, end_as) if task not in tasks]
             lost |= {task.itl for task in late}
             tasks += late
             if cancel is None or not others:
@@ -590,14 +621,21 @@ class LogicalUnit:
 
     async def abort_for(self, itl: ITL, by: Task) -> list[Task]:
         """SPC-5 5.14.11.5: every command of the nexus ends but the one that asks for it."""
-        async with self._ended(itl, lambda task: task.itl is itl and task is not by, itl.cancel) as (tasks, _):
+
+        def match(task: Task) -> bool:
+            return task.itl is itl and task is not by
+
+        async with self._ended(itl, match, itl.cancel, by=by.itl) as (tasks, _):
             return tasks
 
     async def clear_task_set(self, by: ITL, cancel: Cancel | None = None, before: int | None = None) -> list[Task]:
-        """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared."""
-        async with self._ended(None, lambda task: _earlier(task, by, before), cancel) as (tasks, lost):
+        """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared. With
+        TST=001b it is the nexus's own task set."""
+        if self.separate_task_sets:
+            return await self.abort_task_set(by, cancel, before)
+        async with self._ended(None, lambda task: _earlier(task, by, before), cancel, by=by) as (tasks, lost):
             for itl in self.itls:
-                if itl is not by and itl in lost:
+                if itl is not by and itl in lost and not self.tells_of_aborts:
                     itl.establish(sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
             return tasks
 
@@ -612,7 +650,7 @@ class LogicalUnit:
     ) -> list[Task]:
         """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, a stopped unit starts, every nexus learns
         of it, `by` too."""
-        async with self._ended(None, lambda task: _earlier(task, by, before), cancel) as (tasks, _):
+        async with self._ended(None, lambda task: _earlier(task, by, before), cancel, by=by) as (tasks, _):
             async with self._alone:
                 await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")
             await self.reservations.forget_legacy()

@@ -15,7 +15,7 @@ from construct import Int8ub, Int16ub, Int24ub, Int32ub, Int64ub, Padding, Struc
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
 from vhost_scsi.scsi.medium import Support
-from vhost_scsi.scsi.mode_pages import BY_KEY, PAGES, SPF, ModePage, page_key
+from vhost_scsi.scsi.mode_pages import BY_KEY, CONTROL, PAGES, SPF, ModePage, page_key
 from vhost_scsi.scsi.nexus import ITL
 from vhost_scsi.scsi.sense import CheckCondition
 
@@ -45,6 +45,7 @@ CURRENT, CHANGEABLE, DEFAULT, SAVED = 0, 1, 2, 3
 ALL_PAGES: Final = 0x3F
 ALL_SUBPAGES: Final = 0xFF
 PS: Final = 0x80
+RESERVED_INTERLOCK: Final = 0b01
 
 
 def device_specific_parameter(unit: LogicalUnit) -> int:
@@ -215,6 +216,8 @@ def _check_page(data: bytes, at: int, staged: dict[int, bytes], unit: LogicalUni
         wrong = (new[index] ^ current[index]) & ~page.mask[index]
         if wrong:
             raise sense.invalid_parameter(at + index, wrong.bit_length() - 1)
+    if page is CONTROL and page.field(new, "ua_intlck_ctrl") == RESERVED_INTERLOCK:
+        raise sense.invalid_parameter(at + 4, 5)
     staged[page.key] = new
     return at + len(new)
 

@@ -169,7 +169,7 @@ CONTROL: Final = ModePage(
         "extended_self_test_completion_time" / Bytewise(Int16ub),
     ),
     {"queue_algorithm_modifier": 1, "busy_timeout_period": 0xFFFF},
-    {"d_sense": 1, "swp": 1},
+    {"tst": 1, "d_sense": 1, "ua_intlck_ctrl": 3, "swp": 1, "tas": 1},
 )
 
 # SPC-5 7.5.11. The host's clock sets the time (TCMOS), and SET TIMESTAMP goes before it (SCSIP).

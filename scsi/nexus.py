@@ -118,6 +118,10 @@ class ITL:
             self.nexus.clear(code)
         return code
 
+    def peek(self) -> SenseCode | None:
+        """The condition that is told first; it stays."""
+        return next(iter(self.attentions.pending()), None)
+
     def lost(self) -> None:
         """SAM-5 6.3.4, for a nexus whose tasks have ended: should it come back it learns of it."""
         self.establish(sense.I_T_NEXUS_LOSS_OCCURRED)

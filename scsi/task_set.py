@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks of a logical unit that Python knows of, and which of them may start (SAM-5 8).
 
-One task set for all nexuses (TST=000b), unrestricted reordering of SIMPLE tasks (QUEUE ALGORITHM MODIFIER=1). Tasks
-that C runs on its own are not here: a fence stands for them. What a task does is the logical unit's affair.
+One task set for all nexuses (TST=000b) or one for each (TST=001b), unrestricted reordering of SIMPLE tasks (QUEUE
+ALGORITHM MODIFIER=1). Tasks that C runs on its own are not here: a fence stands for them. What a task does is the
+logical unit's affair.
 """
 
 import asyncio
@@ -46,6 +47,8 @@ class Entry:
     ended: bool = False
     cancel: Callable[[], object] | None = None
     """ends a handler that is at work soon"""
+    end_as: Outcome = field(default_factory=Aborted)
+    """what becomes of it if it is aborted"""
 
 
 def closes_ordered(task: Task) -> bool:
@@ -69,6 +72,11 @@ class Owner(Protocol):
 
     def fence_ordered(self, entry: Entry) -> None:
         """Closes the ORDERED gate, waits for what is in flight, then calls `fenced(entry)`."""
+
+    @property
+    def separate_task_sets(self) -> bool:
+        """TST=001b: the tasks of one nexus are no matter to another one's."""
+        ...
 
     def settled(self) -> None:
         """No ORDERED or HEAD OF QUEUE task is left."""
@@ -167,19 +175,22 @@ class TaskSet:
         for entry in list(self._entries.values()):
             if entry.task.attribute is TaskAttribute.HEAD_OF_QUEUE:
                 self._try(entry)
-        older, barrier = 0, False
+        older: Counter[ITL | None] = Counter()
+        barriers: set[ITL | None] = set()
         for entry in list(self._entries.values()):
             attribute = entry.task.attribute
+            mine = entry.task.itl if self.owner.separate_task_sets else None
             if attribute is TaskAttribute.ORDERED:
                 # SAM-5 8.6.3: an ORDERED task waits for every older one.
-                if older == 0:
+                if not older[mine]:
                     self._try(entry)
-            elif not barrier:
+            elif mine not in barriers:
                 # SAM-5 8.6.2: a SIMPLE task waits for older ORDERED and HEAD OF QUEUE tasks only.
                 self._try(entry)
             if entry.task in self._entries:
-                older += 1
-                barrier = barrier or attribute in (TaskAttribute.ORDERED, TaskAttribute.HEAD_OF_QUEUE)
+                older[mine] += 1
+                if attribute in (TaskAttribute.ORDERED, TaskAttribute.HEAD_OF_QUEUE):
+                    barriers.add(mine)
 
     def _try(self, entry: Entry) -> None:
         if entry.state is not State.HELD or entry.task not in self._entries or self._blocked(entry.task):
@@ -195,18 +206,21 @@ class TaskSet:
 
     # ---- task management -------------------------------------------------------------------------------------------
 
-    def abort(self, match: Callable[[Task], bool]) -> list[Task]:
-        """Ends every matching task as far as it is Python's. Those whose handler is at work are marked, and end as
-        aborted when it returns; those that C runs are C's to abort. Returns all that matched, in arrival order."""
+    def abort(self, match: Callable[[Task], bool], end_as: Callable[[Task], Outcome] | None = None) -> list[Task]:
+        """Ends every matching task as far as it is Python's, with that outcome. Those whose handler is at work are
+        marked, and end so when it returns; those that C runs are C's to abort. Returns all that matched, in arrival
+        order."""
         found = [entry for entry in self._entries.values() if match(entry.task)]
         for entry in found:
             entry.aborted = True
+            if end_as is not None:
+                entry.end_as = end_as(entry.task)
             if entry.in_c or entry.begun:
                 if entry.cancel is not None:
                     entry.cancel()
                 continue
             self._remove(entry)
-            entry.done(Aborted())
+            entry.done(entry.end_as)
         if found:
             self.pump()
         return [entry.task for entry in found]

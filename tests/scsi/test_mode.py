@@ -191,12 +191,12 @@ def test_damaged_saved_pages_are_not_used(lu, caplog):
 def test_saved_pages_of_another_version_change_nothing_that_cannot_be_changed():
     blob = bytes.fromhex("0a0afff0ffffffffffffffff") + bytes.fromhex("3f02aaaa") + bytes.fromhex("0802ffff")
     parameters = ModeParameters(saved=blob)
-    assert parameters.to_save() == CACHING + bytes.fromhex("0a0a041008000000ffff0000")
+    assert parameters.to_save() == CACHING + bytes.fromhex("0a0a241038400000ffff0000")
 
 
 def test_changeable_bits(lu, ok):
     assert page_of(ok, lu, 0x08, CHANGEABLE)[2:4].hex() == "0400"
-    assert page_of(ok, lu, 0x0A, CHANGEABLE)[2:6].hex() == "04000800"
+    assert page_of(ok, lu, 0x0A, CHANGEABLE)[2:6].hex() == "24003840"
     assert not any(page_of(ok, lu, 0x1C, CHANGEABLE)[2:])
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.live import TEST_UNIT_READY, Host, Live, read10, write10
+from tests.live import TEST_UNIT_READY, Host, Live, mode_select10, read10, write10
 from tests.scsi.reserving import basic
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.gate import GateBit
+from vhost_scsi.scsi.mode_pages import CONTROL
 from vhost_scsi.scsi.task import Status
-from vhost_scsi.virtqueue.virtio_scsi import Response
+from vhost_scsi.virtqueue.virtio_scsi import Response, TaskManagement
 
 BLOCK = b"\xa5" * 512
 RESERVE_6, RELEASE_6 = b"\x16" + bytes(5), b"\x17" + bytes(5)
@@ -172,3 +173,23 @@ def test_a_nexus_that_goes_while_a_reservation_waits_for_it(live: Live) -> None:
             here.ok(RELEASE_6)
             live.call(two.port.map(0, 0, unit))
             there.ready()
+
+
+def test_tas_tells_the_victim_of_preempt_and_abort(live: Live) -> None:
+    with pairing(live) as (one, two):
+        cdb, data = mode_select10(CONTROL.build({**CONTROL.defaults, "tas": 1}))
+        one.ok(cdb, data)
+        two.ready()
+        registered(one, two)
+        tag = two.send(write10(7, 1), BLOCK)
+        live.wait_for(lambda: live.in_flight() > 0, "the write to be on its way")
+        one.ok(out(PREEMPT_AND_ABORT, WRITE_EXCLUSIVE), basic(1, 2))
+        ended = two.wait(tag)
+        assert (ended.response, ended.status) == (Response.OK, Status.TASK_ABORTED)
+        tag = one.send(write10(7, 1), BLOCK)
+        live.wait_for(lambda: live.in_flight() > 0, "the write to be on its way")
+        two.ready()
+        two.manage(TaskManagement.CLEAR_TASK_SET)
+        ended = one.wait(tag)
+        assert (ended.response, ended.status) == (Response.OK, Status.TASK_ABORTED)
+        one.ok(TEST_UNIT_READY)

@@ -138,8 +138,8 @@ class Target:
         """Every I_T_L nexus of the unit, whatever its port."""
         return [mapped for mapped in self._mapped.values() if mapped.unit is unit]
 
-    def canceller(self, mapped: MappedLun) -> Cancel:
-        return tmf.canceller(self.core, mapped.unit, [mapped])
+    def canceller(self, mapped: MappedLun, *, others_told: bool = False) -> Cancel:
+        return tmf.canceller(self.core, mapped.unit, [mapped], others_told=others_told)
 
     async def task_management(
         self,

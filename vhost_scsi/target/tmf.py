@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from vhost_scsi._core import ffi, lib
-from vhost_scsi.scsi.task import ServiceResponse
+from vhost_scsi.scsi.task import ServiceResponse, Status
 
 if TYPE_CHECKING:
     from vhost_scsi.dataplane import Core
@@ -33,15 +33,24 @@ class TaskManagementFunction(Enum):
 
 
 async def post(
-    core: Core, unit: Unit, action: int, *, nexus: MappedLun, tag: int | None = None, before: int | None = None
+    core: Core,
+    unit: Unit,
+    action: int,
+    *,
+    nexus: MappedLun,
+    tag: int | None = None,
+    before: int | None = None,
+    status: int = 0,
 ) -> int:
-    """Asks every worker; returns how many tasks matched, when those that were aborted have ended."""
+    """Asks every worker; returns how many tasks matched, when those that were aborted have ended: without a status, or
+    with that one."""
     tmf = ffi.new("struct vs_tmf *")
     tmf.lu = unit.handle
     tmf.nexus = nexus.handle
     tmf.match = lib.VS_TMF_LU | lib.VS_TMF_NEXUS
     tmf.action = action
     tmf.response = nexus.abort_response
+    tmf.status = status
     if tag is not None:
         tmf.tag = tag
         tmf.match |= lib.VS_TMF_TAG
@@ -81,13 +90,16 @@ def canceller(
     tag: int | None = None,
     by: MappedLun | None = None,
     before: int | None = None,
+    others_told: bool = False,
 ) -> Cancel:
     """What the SCSI core calls to end the tasks that C holds for these nexuses of the unit; of the one that asks (`by`)
-    those that it sent before."""
+    those that it sent before. `others_told`: those of another nexus end with a status where the unit's TAS says so."""
 
     async def end(nexus: MappedLun) -> int:
         limit = before if nexus is by else None
-        return await post(core, unit, lib.VS_TMF_ABORT, nexus=nexus, tag=tag, before=limit)
+        told = others_told and nexus is not by and unit.logical_unit.tells_of_aborts
+        status = Status.TASK_ABORTED if told else 0
+        return await post(core, unit, lib.VS_TMF_ABORT, nexus=nexus, tag=tag, before=limit, status=status)
 
     async def cancel() -> list[ITL]:
         # One after the other: which of them lost tasks decides who is told.
@@ -136,12 +148,12 @@ async def run(
         case TaskManagementFunction.ABORT_TASK_SET:
             await lu.abort_task_set(itl, canceller(core, unit, [mapped], None, mapped, before), before)
         case TaskManagementFunction.CLEAR_TASK_SET:
-            everybody = target.nexuses_of(unit)
-            await lu.clear_task_set(itl, canceller(core, unit, everybody, None, mapped, before), before)
+            everybody = [mapped] if lu.separate_task_sets else target.nexuses_of(unit)
+            await lu.clear_task_set(itl, canceller(core, unit, everybody, None, mapped, before, True), before)
         case TaskManagementFunction.LOGICAL_UNIT_RESET:
             with unit.resetting():
                 everybody = target.nexuses_of(unit)
-                await lu.logical_unit_reset(itl, canceller(core, unit, everybody, None, mapped, before), before)
+                await lu.logical_unit_reset(itl, canceller(core, unit, everybody, None, mapped, before, True), before)
         case TaskManagementFunction.QUERY_TASK:
             found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped, tag=tag, before=before)
             return _found(found > 0 or lu.query_task(itl, tag, before))
