@@ -51,6 +51,10 @@ $(STAMPS)/build: $(STAMPS)/venv $(BUILT_FROM)
 	@CFLAGS="$(CFLAGS) -Werror" $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
+.PHONY: docs
+docs: build ## write docs/conformance.md from the tables
+	$(PY) -m vhost_scsi.scsi.conformance docs/peers.tsv docs/conformance.md
+
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 .PHONY: lint
