@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vhost-scsi lun list|resize`: the logical units of a running daemon, where they are mapped, and their size."""
+"""`vhost-scsi lun list|resize|access`: the logical units of a running daemon: places, size, target port groups."""
 
 from __future__ import annotations
 
@@ -54,6 +54,28 @@ def resize(lu: str, new_size: str, name: str, control: str | None, as_json: bool
         print_json(answer)
         return
     say(f"{answer['name']}: {answer['size_bytes']} bytes, {answer['size_bytes_before']} before")
+
+
+@command.command("access")
+@click.argument("lu", metavar="NAME")
+@click.argument("change", metavar="[GROUP STATE]", nargs=-1)
+@which_daemon
+def access(lu: str, change: tuple[str, ...], name: str, control: str | None, as_json: bool) -> None:
+    """Show through which target port groups a logical unit is reached, or change the state of one.
+
+    STATE is active-optimized, active-non-optimized, standby, unavailable or offline. Everybody who uses the unit is
+    told.
+    """
+    if len(change) not in (0, 2) or (change and not change[0].isdigit()):
+        raise ConfigError("lun access: NAME alone, or NAME GROUP STATE, such as: disk 2 standby")
+    asked: dict[str, Any] = {"group": int(change[0][:9]), "state": change[1]} if change else {}
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.access", lu=lu, **asked)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(each["group"], each["state"], ",".join(map(str, each["ports"]))) for each in answer["groups"]]
+    print_table([">group", "state", "ports"], rows)
 
 
 def _row(unit: dict[str, Any]) -> tuple[Any, ...]:

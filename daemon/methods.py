@@ -22,12 +22,19 @@ from vhost_scsi.daemon.config import nearest
 from vhost_scsi.daemon.drift import differences
 from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_row
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
+from vhost_scsi.scsi.alua import AccessState
+from vhost_scsi.scsi.saved_state import SavedStateError
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service, Serving
     from vhost_scsi.dataplane import TaskSnapshot
 
 _PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
+
+
+ACCESS_STATES: Final = {
+    state.name.lower().replace("_", "-"): state for state in AccessState if state is not AccessState.TRANSITIONING
+}
 
 
 def table(service: Service) -> Mapping[str, Method]:
@@ -39,6 +46,11 @@ def table(service: Service) -> Mapping[str, Method]:
         Method("lun.resize", "another size for a logical unit, told to all who use it", calls.lun_resize, (
             Param("lu", "string", "name of the logical unit", required=True),
             Param("size", "integer", "bytes; 0 or nothing: what its file or device has by now"),
+        )),
+        Method("lun.access", "target port groups of a unit; with a group, another state for it", calls.lun_access, (
+            Param("lu", "string", "name of the logical unit", required=True),
+            Param("group", "integer", "the target port group that changes"),
+            Param("state", "string", "active-optimized, active-non-optimized, standby, unavailable or offline"),
         )),
         Method("queue.list", "every virtqueue of every port", calls.queue_list),
         Method(
@@ -140,6 +152,30 @@ class _Calls:
             raise RpcError(REFUSED, f"there is no logical unit {lu[:200]!r}")
         before = unit.num_blocks * unit.block_size
         return {"name": unit.name, "size_bytes": await unit.resize(size), "size_bytes_before": before}
+
+    async def lun_access(self, lu: str, group: int | None = None, state: str | None = None) -> dict[str, Any]:
+        unit = self._service.target.units.get(lu)
+        if unit is None:
+            raise RpcError(REFUSED, f"there is no logical unit {lu[:200]!r}")
+        groups = unit.logical_unit.port_groups
+        if group is not None:
+            wanted = ACCESS_STATES.get(state or "")
+            if wanted is None:
+                raise RpcError(REFUSED, f"state {(state or '')[:64]!r}: one of {', '.join(ACCESS_STATES)} is wanted")
+            if group not in groups.groups():
+                raise RpcError(REFUSED, f"logical unit {unit.name}: no target port is in group {group}")
+            try:
+                await groups.change_implicitly({group: wanted})
+            except SavedStateError as error:
+                raise RpcError(REFUSED, f"nothing changed: {error}") from None
+        names: dict[int, str] = {value: name for name, value in ACCESS_STATES.items()}
+        return {
+            "name": unit.name,
+            "groups": [
+                {"group": each, "state": names.get(groups.state(each), "transitioning"), "ports": ports}
+                for each, ports in groups.groups().items()
+            ],
+        }
 
     def queue_list(self) -> dict[str, Any]:
         rows = []
