@@ -17,7 +17,7 @@ from vhost_scsi.iscsi.auth import NO_AUTHENTICATION, AuthPolicy, OpenChallenges
 from vhost_scsi.iscsi.codes import LoginStatus
 from vhost_scsi.iscsi.keys import Offer
 from vhost_scsi.iscsi.login import Admitted, Asks, LoginRefused
-from vhost_scsi.iscsi.portals import AddressBook, Portal
+from vhost_scsi.iscsi.portals import AddressBook, Portal, plain_address
 from vhost_scsi.iscsi.refusals import RefusedLog
 from vhost_scsi.iscsi.sessions import Session, Sessions
 from vhost_scsi.iscsi.targets import AclEntry, IpAddress, IscsiTarget, Limits
@@ -109,7 +109,7 @@ class Node:
         else:
             target, entry = self._target(asks.target, initiator, address, tag)
             auth, offer, luns = target.auth_for(entry), target.offer, target.luns_for(entry)
-        session = self._session(asks, initiator, target, tag) if asks.tsih else None
+        session = self._session(asks, initiator, address, target, tag) if asks.tsih else None
         return Admitted(
             initiator=initiator,
             target=target,
@@ -143,7 +143,9 @@ class Node:
             raise LoginRefused(LoginStatus.SERVICE_UNAVAILABLE, "the target is switched off")
         return target, entry
 
-    def _session(self, asks: Asks, initiator: str, target: IscsiTarget | None, tag: int) -> Session:
+    def _session(
+        self, asks: Asks, initiator: str, address: IpAddress, target: IscsiTarget | None, tag: int
+    ) -> Session:
         """The session that a connection wants to join, or to take one of its connections' place."""
         session = self.sessions.with_tsih(asks.tsih)
         name = "" if target is None else target.name
@@ -153,6 +155,14 @@ class Node:
             raise LoginRefused(
                 LoginStatus.CANNOT_INCLUDE_IN_SESSION,
                 f"session {asks.tsih} is in portal group {session.portal_group_tag}, this is {tag}",
+            )
+        of = session.target
+        if of is not None and of.entry_for(initiator, address) is not of.entry_for(
+            initiator, plain_address(session.address)
+        ):
+            # It would have the LUNs of an entry that is not its own.
+            raise LoginRefused(
+                LoginStatus.AUTHORIZATION_FAILURE, f"session {asks.tsih} is of another entry of the access list"
             )
         self.check_room(session, asks.cid)
         return session

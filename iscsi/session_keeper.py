@@ -79,6 +79,7 @@ class SessionKeeper:
         sessions, limits = self._node.sessions, self._node.limits
         old = sessions.with_key(key)
         if old is not None:
+            _check_same_user(login, old)
             # 6.3.5: session reinstatement: the same initiator port comes anew, and the old session ends first.
             LOG.info("iscsi: session %d of %s is reinstated", old.tsih, old.initiator)
             await self._close(old)
@@ -118,6 +119,7 @@ class SessionKeeper:
         # The session that admitted it may have ended since.
         if session is None or session.key != key:
             raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, f"session {login.asks.tsih} has ended")
+        _check_same_user(login, session)
         self._node.check_room(session, login.asks.cid)
         old = session.connections.get(login.asks.cid)
         if old is not None:
@@ -214,3 +216,12 @@ class SessionKeeper:
             users.pop()
             if not users:
                 del self._locks[key]
+
+
+def _check_same_user(login: Login, session: Session) -> None:
+    """Names and handles can be guessed: whoever proved to be somebody else, or nobody, takes no part in a session that
+    had to be proven, and does not end it."""
+    if session.user is not None and login.user != session.user:
+        raise LoginRefused(
+            LoginStatus.AUTHENTICATION_FAILURE, f"session {session.tsih} is of the CHAP name {session.user!r}"
+        )

@@ -156,8 +156,8 @@ def chap_response(algorithm: int, identifier: int, secret: bytes, challenge: byt
 class Client:
     """One connection. `login` does what an ordinary initiator does; everything else is sent as told."""
 
-    def __init__(self, address: tuple[str, int], timeout: float = 20.0) -> None:
-        self.sock = socket.create_connection(address, timeout)
+    def __init__(self, address: tuple[str, int], timeout: float = 20.0, source: str = "") -> None:
+        self.sock = socket.create_connection(address, timeout, (source, 0) if source else None)
         self.tsih = 0
         self.cmd_sn = 100
 
@@ -221,13 +221,14 @@ class Client:
         algorithms: str = "8,7,6,5",
         target: str | None = TARGET,
         mutual: tuple[int, bytes] | None = None,
+        **fields: Any,
     ) -> Response:
         """The security stage with CHAP; the response that ends it, or refuses it."""
-        answer = self.exchange([*self.names(target), ("AuthMethod", "CHAP,None")], transit=True)
+        answer = self.exchange([*self.names(target), ("AuthMethod", "CHAP,None")], transit=True, **fields)
         if answer.status != (0, 0) or answer.keys.get("AuthMethod") != "CHAP":
             return answer
         assert not answer.transit
-        answer = self.exchange([("CHAP_A", algorithms)], transit=False)
+        answer = self.exchange([("CHAP_A", algorithms)], transit=False, **fields)
         if answer.status != (0, 0):
             return answer
         keys = answer.keys
@@ -236,7 +237,7 @@ class Client:
         pairs = [("CHAP_N", name), ("CHAP_R", "0x" + response.hex())]
         if mutual is not None:
             pairs += [("CHAP_I", str(mutual[0])), ("CHAP_C", "0x" + mutual[1].hex())]
-        return self.exchange(pairs, transit=True)
+        return self.exchange(pairs, transit=True, **fields)
 
     # ---- full-feature phase ----------------------------------------------------------------------------------------
 

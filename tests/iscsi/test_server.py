@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import struct
 import threading
@@ -24,7 +25,7 @@ from vhost_scsi.iscsi.full_feature import ConnectionEvent, EventKind, RemoveReas
 from vhost_scsi.iscsi.portals import Portal
 from vhost_scsi.iscsi.secret import Secret
 from vhost_scsi.iscsi.server import IscsiServer
-from vhost_scsi.iscsi.targets import IscsiTarget, Limits
+from vhost_scsi.iscsi.targets import AclEntry, IscsiTarget, Limits
 
 MORE: client.Pairs = [("MaxConnections", "4")]
 SECRET = Secret(b"secret-of-initiator")
@@ -260,6 +261,31 @@ def test_a_session_of_somebody_else_cannot_be_joined(live: Live) -> None:
             with live.connect() as second:
                 refused = second.login(**fields, tsih=tsih, cid=2)
                 assert (refused.status, refused.csg) == ((2, 10), 0), "the first request is refused"
+
+
+@pytest.mark.parametrize("tsih", [0, None])
+def test_a_session_that_was_proven_is_not_for_who_proves_less(serve: Callable[..., Live], tsih: int | None) -> None:
+    host, guest = (ChapUser(name, Secret(name.encode() * 4)) for name in ("host", "guest"))
+    near = AclEntry(networks=(ipaddress.ip_network("127.0.0.1"),), luns={0: "a"}, auth=AuthPolicy((host, guest)))
+    live = serve(make_node(IscsiTarget(TARGET, acl=(near, AclEntry(luns={0: "b"})))))
+    with live.connect() as first, live.connect() as same, live.connect() as other:
+        first.chap("host", b"host" * 4)
+        last = first.exchange(MORE, csg=OPERATIONAL, nsg=FULL_FEATURE)
+        fields = {"tsih": last.tsih if tsih is None else tsih, "cid": 2}
+        with Client(live.address, source="127.0.0.2") as far:
+            assert far.login(**fields).status in ((2, 1), (2, 2)), "by an entry without authentication"
+        for client, name, status in ((other, "guest", (2, 1)), (same, "host", (0, 0))):
+            client.chap(name, name.encode() * 4, **fields)
+            assert client.exchange([], csg=OPERATIONAL, nsg=FULL_FEATURE, **fields).status == status
+
+
+def test_another_entry_of_the_access_list_is_no_way_into_a_session(serve: Callable[..., Live]) -> None:
+    near = AclEntry(networks=(ipaddress.ip_network("127.0.0.1"),), luns={0: "a"})
+    live = serve(make_node(IscsiTarget(TARGET, acl=(near, AclEntry(luns={0: "b"})))))
+    with live.connect() as first, live.connect() as second, Client(live.address, source="127.0.0.2") as far:
+        tsih = first.login(extra=MORE).tsih
+        assert far.login(tsih=tsih, cid=2).status == (2, 2)
+        assert second.login(tsih=tsih, cid=2).status == (0, 0)
 
 
 def test_a_session_that_ends_while_a_connection_is_on_its_way(live: Live) -> None:
