@@ -143,9 +143,7 @@ class Node:
             raise LoginRefused(LoginStatus.SERVICE_UNAVAILABLE, "the target is switched off")
         return target, entry
 
-    def _session(
-        self, asks: Asks, initiator: str, address: IpAddress, target: IscsiTarget | None, tag: int
-    ) -> Session:
+    def _session(self, asks: Asks, initiator: str, address: IpAddress, target: IscsiTarget | None, tag: int) -> Session:
         """The session that a connection wants to join, or to take one of its connections' place."""
         session = self.sessions.with_tsih(asks.tsih)
         name = "" if target is None else target.name
