@@ -12,7 +12,7 @@ static void field_pointer(uint8_t *p, const struct vs_sense *s)
 	p[2] = (uint8_t)s->field_byte;
 }
 
-/* SPC-5 4.4.3. INFORMATION is 32 bits: what does not fit comes in descriptors. */
+/* SPC-5 4.4.3. INFORMATION is 32 bits: VALID only when it fits. */
 static uint8_t fixed(uint8_t *b, const struct vs_sense *s)
 {
 	memset(b, 0, 18);
@@ -21,7 +21,7 @@ static uint8_t fixed(uint8_t *b, const struct vs_sense *s)
 	b[7] = 10;
 	b[12] = (uint8_t)(s->asc_ascq >> 8);
 	b[13] = (uint8_t)s->asc_ascq;
-	if (s->has_information) {
+	if (s->has_information && s->information <= UINT32_MAX) {
 		b[0] |= 0x80;
 		vs_put_be32(b + 3, (uint32_t)s->information);
 	}
@@ -65,8 +65,8 @@ static uint8_t descriptor(uint8_t *b, const struct vs_sense *s)
 void vs_sense_set(struct vs_task *t, const struct vs_sense *s)
 {
 	bool d_sense = atomic_load_explicit(&t->lu->d_sense, memory_order_relaxed);
-	/* An LBA that does not fit the fixed format is told in descriptors, whatever D_SENSE says. */
-	bool wide = s->has_information && s->information > UINT32_MAX;
+	/* A unit that has blocks beyond 32 bits tells of them in descriptors, whatever D_SENSE says: the fixed format could not. */
+	bool wide = s->has_information && s->information > UINT32_MAX && atomic_load_explicit(&t->lu->num_blocks, memory_order_relaxed) > UINT32_MAX;
 
 	t->status = VS_STATUS_CHECK_CONDITION;
 	t->medium_error = s->key == VS_SK_MEDIUM_ERROR || s->key == VS_SK_HARDWARE_ERROR;

@@ -401,7 +401,10 @@ class LogicalUnit:
         return row.media is MediaOp.SYNCHRONIZE_CACHE or asked or not self.write_cache
 
     def _check_condition(self, error: Sense) -> Complete:
-        return Complete(Status.CHECK_CONDITION, sense_data.build(error, descriptor=self.descriptor_sense))
+        # A unit that has blocks beyond 32 bits tells of them in descriptors: the fixed format could not.
+        narrow = sense_data.NARROW
+        wide = (error.information or 0) > narrow and self.medium.num_blocks > narrow
+        return Complete(Status.CHECK_CONDITION, sense_data.build(error, descriptor=self.descriptor_sense or wide))
 
     def log_error(self, what: str, *arguments: object) -> None:
         """For what goes on by itself: the initiator has its status already."""

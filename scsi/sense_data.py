@@ -28,6 +28,8 @@ DESCRIPTOR_CURRENT: Final = 0x72
 VALID: Final = 0x80
 ILI: Final = 0x20
 SKSV: Final = 0x80
+NARROW: Final = 0xFFFFFFFF
+"""the largest INFORMATION of the fixed format"""
 
 # SPC-5 4.4.3
 FIXED = Struct(
@@ -126,8 +128,9 @@ def _sense_key_specific(sense: Sense) -> bytes:
 
 
 def _fixed(sense: Sense) -> bytes:
+    # SPC-5 4.4.3: INFORMATION has 32 bits here; VALID stays zero for a value that does not fit.
     information = sense.information
-    valid = information is not None
+    valid = information is not None and information <= NARROW
     built: bytes = FIXED.build(
         {
             "response_code": FIXED_CURRENT | (VALID if valid else 0),
@@ -164,10 +167,8 @@ def _descriptor(sense: Sense) -> bytes:
 
 
 def build(sense: Sense, *, descriptor: bool) -> bytes:
-    """The sense data of a current error. INFORMATION has 32 bits in the fixed format: an LBA that does not fit is told
-    in descriptors, whatever D_SENSE says."""
-    wide = sense.information is not None and sense.information > 0xFFFFFFFF
-    return _descriptor(sense) if descriptor or wide else _fixed(sense)
+    """The sense data of a current error."""
+    return _descriptor(sense) if descriptor else _fixed(sense)
 
 
 def _parse_field_pointer(raw: bytes) -> FieldPointer | None:

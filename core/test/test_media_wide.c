@@ -291,6 +291,22 @@ static void write_atomic(void)
 	unit_close(&u);
 }
 
+/* A unit that has blocks beyond 32 bits tells of them in descriptors, whatever D_SENSE says. */
+static void addresses_beyond_32_bits(void)
+{
+	open_over(0);
+	run(cdb(0x88, 0, UINT64_C(1) << 40, 1), 0, BLOCK);
+	CHECK_EQ(c.task.sense[0], 0x70);
+	/* No command reaches the store here: only the capacity that is claimed counts. */
+	u.params.num_blocks = UINT64_C(1) << 33;
+	unit_update(&u);
+	run(cdb(0x88, 0, UINT64_C(1) << 40, 1), 0, BLOCK);
+	CHECK(c.task.sense[0] == 0x72 && vs_be64(c.task.sense + 12) == UINT64_C(1) << 40);
+	run(cdb(0x28, 0x04, 0, 1), 0, BLOCK);
+	CHECK_EQ(c.task.sense[0], 0x70);
+	unit_close(&u);
+}
+
 /* A block marked bad fails what reads it, until it is written. */
 static void bad_blocks(void)
 {
@@ -356,6 +372,7 @@ int main(void)
 	prefetch_of_nothing_and_errors();
 	write_atomic();
 	bad_blocks();
+	addresses_beyond_32_bits();
 	free(data);
 	return 0;
 }

@@ -23,10 +23,17 @@ def test_fixed_format_with_information():
     assert data.hex() == "f0000300001234" + "0a" + "00000000" + "1100" + "00" + "000000"
 
 
-def test_information_of_more_than_32_bits_comes_in_descriptors():
+def test_fixed_format_leaves_out_information_of_more_than_32_bits():
     data = sense_data.build(Sense(sense.UNRECOVERED_READ_ERROR, information=1 << 32), descriptor=False)
-    assert data[0] == 0x72
-    assert sense_data.parse(data).information == 1 << 32
+    assert data[0] == 0x70
+    assert sense_data.parse(data).information is None
+
+
+@pytest.mark.parametrize(("blocks", "code"), [(1 << 20, 0x70), (1 << 40, 0x72)])
+def test_a_unit_with_blocks_beyond_32_bits_tells_of_them_in_descriptors(make_lu, fails, blocks, code):
+    lu = make_lu(num_blocks=blocks)
+    told = fails(lu, "GET LBA STATUS(16)", sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, lba=1 << 41)
+    assert told[0] == code
 
 
 @both

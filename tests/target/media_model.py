@@ -33,7 +33,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Answer:
-    """`code` is None for GOOD; `at`: the field pointer."""
+    """`code` is None for GOOD; `at`: the field pointer. The fixed format says nothing of an address beyond 32 bits."""
 
     code: SenseCode | None = None
     information: int | None = None
@@ -72,7 +72,7 @@ class Disk:
                 return self._unmap(command.data_out)
             lba, blocks = fields["lba"], fields["blocks"]
             if lba > BLOCKS or blocks > BLOCKS - lba:
-                raise Refused(Answer(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, information=max(lba, BLOCKS)))
+                raise Refused(Answer(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, information=_told(max(lba, BLOCKS))))
             return self._families[family](self, command, fields, slice(lba * BLOCK, (lba + blocks) * BLOCK))
         except Refused as refused:
             return refused.answer
@@ -138,7 +138,7 @@ class Disk:
         ]
         for lba, blocks in ranges:
             if lba > BLOCKS or blocks > BLOCKS - lba:
-                raise Refused(Answer(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, information=max(lba, BLOCKS)))
+                raise Refused(Answer(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, information=_told(max(lba, BLOCKS))))
         for lba, blocks in ranges:
             self.data[lba * BLOCK : (lba + blocks) * BLOCK] = bytes(blocks * BLOCK)
         return Answer()
@@ -155,6 +155,10 @@ class Disk:
         "PRE-FETCH": _nothing,
         "SYNCHRONIZE CACHE": _nothing,
     }
+
+
+def _told(lba: int) -> int | None:
+    return lba if lba <= 0xFFFFFFFF else None
 
 
 def _flags(command: Command) -> int:
