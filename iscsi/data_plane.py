@@ -155,16 +155,18 @@ class DataPlane:
         self._sessions.add(session)
         port.on_luns = lambda: self._publish(session)
         try:
-            for lun, unit_name in sorted(params.luns.items()):
-                # Looked up here: a unit may be taken away while the session is being made.
-                unit = self._target.units.get(unit_name)
-                if unit is None:
-                    raise ConfigError(f"target {params.target}: LUN {lun}: there is no logical unit {unit_name}")
-                await port.map(0, lun, unit)
+            await port.map_all([(0, lun, self._unit(params, lun)) for lun in sorted(params.luns)])
         except BaseException:
             await self.close_session(session)
             raise
         return session
+
+    def _unit(self, params: SessionParams, lun: int) -> Unit:
+        # Looked up late: a unit may be taken away while the session is being made.
+        unit = self._target.units.get(params.luns[lun])
+        if unit is None:
+            raise ConfigError(f"target {params.target}: LUN {lun}: there is no logical unit {params.luns[lun]}")
+        return unit
 
     def declare(self, ports: Iterable[str]) -> list[int]:
         """These target ports (`port_name`) are there, with or without a session; their relative identifiers, which are

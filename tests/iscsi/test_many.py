@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many initiators at once over the real data plane: 300 logins, and 256 connections that all read and write."""
+"""Many at once over the real data plane: 300 logins, 256 connections that all read and write, 1000 LUNs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import pytest
 
 from tests.iscsi import client
 from tests.iscsi.client import FULL_FEATURE, OPERATIONAL, Client
+from tests.iscsi.libiscsi import tool
 from tests.iscsi.scsi_host import ScsiHost, command_pdu
 from tests.iscsi.served import Served, served
 from tests.live import read10, write10
+from vhost_scsi.iscsi import Target
+from vhost_scsi.iscsi.data_plane import CoreSession, DataPlane
 from vhost_scsi.iscsi.targets import Limits
 
 BYTES, BLOCKS = 4096, 8
@@ -166,3 +169,19 @@ def test_256_connections_with_io_and_none_starves(
         for host, _ in hosts:
             host.client.close()
         target.live.wait_for(lambda: not target.sessions(), "the end of all sessions", 60)
+
+
+def test_a_thousand_luns_are_published_once() -> None:
+    published: list[int] = []
+    publish = DataPlane._publish
+
+    async def counting(self: DataPlane, session: CoreSession) -> None:
+        published.append(len(session.port.luns))
+        await publish(self, session)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DataPlane, "_publish", counting)
+        with Target(dict.fromkeys(range(1000), "null:1M")) as target:
+            assert "DIRECT_ACCESS" in tool("iscsi-inq", target.url_of(200)).stdout
+            target.drop_sessions()
+    assert published == [1000, 0]

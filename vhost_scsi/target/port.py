@@ -127,7 +127,8 @@ class Port:
             for place in places:
                 mapped.append(self._map(*place))
         finally:
-            await self._changed(mapped)
+            if mapped:
+                await self._changed(mapped)
         return mapped
 
     def _map(self, target_id: int, lun: int, unit: Unit) -> MappedLun:
