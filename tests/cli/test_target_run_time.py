@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.cli.test_bad_input import one_line
 from tests.cli.test_iscsi import IQN, OTHER, Ask, address_of, ask, login, served
 from tests.iscsi.client import ASYNC_MESSAGE, Client
 from tests.iscsi.libiscsi import tool
+from tests.iscsi.scsi_host import ScsiHost
 
 __all__ = ["ask", "served"]  # fixtures
 
@@ -98,6 +100,31 @@ def test_a_target_with_sessions_goes_with_force(served: Served, run: Run, ask: A
         assert client.closed()
     with Client(address_of(served)) as late:
         assert late.login(OTHER).status == (2, 4), "removed"
+
+
+@pytest.mark.parametrize(("delay", "answered"), [("1500ms", True), ("6s", False)])
+def test_a_target_goes_with_force_while_a_command_runs(
+    served: Served, run: Run, ask: Ask, delay: str, answered: bool
+) -> None:
+    """What ends while the initiator may log out is answered; what takes longer ends with its connection."""
+    ask("target", "add", OTHER, "--lun", f"0=delay(read={delay}):memory:1M")
+    with ScsiHost(address_of(served), OTHER) as host, ThreadPoolExecutor(1) as pool:
+        client = host.client
+        host.ready()
+        tag = host.send(bytes.fromhex("28000000000000000100"), in_len=512)
+        removal = pool.submit(run, "target", "remove", OTHER, "--force")
+        message = client.receive()
+        assert (message.opcode, message.bhs[36]) == (ASYNC_MESSAGE, 1), "it is asked to log out"
+        if answered:
+            assert host.wait(tag).data == bytes(512)
+            assert client.logout().bhs[2] == 0
+        assert client.closed()
+        said = removal.result(60)
+        assert said.returncode == 0, said.stderr
+    assert [row["name"] for row in ask("target", "list")["targets"]] == [IQN]
+    assert {row["name"] for row in ask("lun", "list")["logical_units"]} == {"lun-0"}
+    assert served.stop() == 0
+    assert "Traceback" not in served.log()
 
 
 WRONG: list[tuple[list[str], int, str]] = [
