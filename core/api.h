@@ -17,6 +17,7 @@ typedef struct vs_pins vs_pins;
 typedef struct vs_io vs_io;
 typedef struct vs_ctrl vs_ctrl;
 typedef struct vs_ipdu vs_ipdu;
+typedef struct vs_irefusal vs_irefusal;
 
 /* ---- life cycle ---------------------------------------------------------------------------------------------------------------- */
 
@@ -56,6 +57,7 @@ enum vs_upcall_kind {
 	VS_UP_IPDU = 11,     /* an iSCSI PDU for Python: pdu; cookie = the connection's */
 	VS_UP_ICONN = 12,    /* something happened to the iSCSI connection cookie: aux = enum vs_iconn_event */
 	VS_UP_STORE_FAILED = 10, /* a flush failed for the first time: cookie = the LU's */
+	VS_UP_IREFUSED = 13, /* an iSCSI initiator was refused something: refusal; cookie = the connection's */
 };
 
 struct vs_upcall {
@@ -69,6 +71,7 @@ struct vs_upcall {
 	vs_ctrl *ctrl;
 	vs_io *io;
 	vs_ipdu *pdu;
+	vs_irefusal *refusal;
 };
 
 enum vs_layer { VS_LAYER_RING = 0, VS_LAYER_GATE = 1, VS_LAYER_CORE = 2, VS_LAYER_PYTHON = 3, VS_LAYER_STORE = 4, VS_LAYER_COMPLETION = 5 };
@@ -454,6 +457,21 @@ struct vs_ipdu_info {
 };
 void vs_ipdu_info(const vs_ipdu *pdu, struct vs_ipdu_info *out);
 void vs_ipdu_done(vs_core *core, vs_ipdu *pdu);
+
+/* VS_UP_IREFUSED: a command that ended for its operation code, or for a field of its CDB or parameter list, or a PDU that was rejected by us (then
+ * `reject` is the reason, and bhs its header). It is told and no more. When too many are on
+ * their way others are not sent: `missed` of the session before this one. */
+struct vs_irefusal_info {
+	uint64_t missed;
+	uint8_t reject;             /* RFC 7143 11.17.1; 0: a command */
+	uint8_t cdb_length;
+	uint8_t sense_length;
+	uint8_t lun[8];             /* as it came */
+	uint8_t cdb[32];            /* the first bytes */
+	uint8_t sense[32];
+	uint8_t bhs[48];
+};
+void vs_irefusal_take(vs_irefusal *refusal, struct vs_irefusal_info *out); /* it is gone afterwards */
 
 /* From the arrival of a command's header until its status is on its way. Bucket k holds what took less than 2^k us, the last one the rest. */
 struct vs_ilatency_info { uint64_t count, total_ns, min_ns, max_ns, buckets[24]; };

@@ -117,6 +117,7 @@ int vs_core_start(vs_core *c)
 
 void vs_core_destroy(vs_core *c)
 {
+	struct vs_irefusal_info refusal;
 	struct vs_upcall up;
 	struct vs_task_info info;
 
@@ -128,7 +129,8 @@ void vs_core_destroy(vs_core *c)
 		vs_worker_join(&c->workers[i]);
 	vs_watchdog_free(c);
 	while (vs_core_drain(c, &up, &info, 1))
-		;
+		if (up.kind == VS_UP_IREFUSED)
+			vs_irefusal_take(up.refusal, &refusal);
 	for (uint32_t i = 0; i < c->config.nworkers; i++)
 		vs_worker_fini(&c->workers[i]);
 	free(c->workers);
@@ -221,6 +223,9 @@ static void hand_over(struct vs_core *c, struct vs_upnode *n, struct vs_upcall *
 		break;
 	case VS_UP_IPDU:
 		up->pdu = n->object;
+		break;
+	case VS_UP_IREFUSED:
+		up->refusal = n->object;
 		break;
 	case VS_UP_EPOCH:
 		/* The node is the worker's again with this store: nothing may be read from it after. Read the newest epoch: the worker may have

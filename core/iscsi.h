@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The full-feature phase of iSCSI (RFC 7143): what the session (iscsi_session.c), receiving (iscsi_rx.c), the order of CmdSN (iscsi_sn.c),
- * commands and their data (iscsi_cmd.c) and sending (iscsi_tx.c) share. Everything runs on the session's worker. Login and whatever is rare is Python's.
+ * commands and their data (iscsi_cmd.c), sending (iscsi_tx.c) and telling of refusals (iscsi_refused.c) share. Everything runs on the session's worker. Login and whatever is rare is Python's.
  */
 #ifndef VS_ISCSI_H
 #define VS_ISCSI_H
@@ -25,6 +25,7 @@ enum { VS_I_REJECT_DATA_DIGEST = 0x02, VS_I_REJECT_NOT_SUPPORTED = 0x05, VS_I_RE
 #define VS_I_NO_TAG 0xffffffffu
 
 struct vs_iconn;
+struct vs_irefused;
 struct vs_isession;
 
 /* One thing to send, in the order of the queue: a command's R2Ts, its data and status, or a PDU that stands ready. */
@@ -106,6 +107,8 @@ struct vs_isession {
 	uint64_t buffer_bytes;      /* of whole buffers */
 	void *buffers[VS_IBUFFER_CLASSES]; /* free ones, by size */
 	uint64_t buffers_kept;
+	struct vs_irefused *refused; /* refusals on their way to Python */
+	uint64_t refusals_missed;    /* those that were not sent since */
 };
 
 struct vs_ipdu { struct vs_iconn *conn; struct vs_upnode up; struct vs_msg msg; uint64_t order; uint32_t ahs_length, data_length, size; uint8_t bhs[VS_BHS], bytes[]; };
@@ -197,6 +200,11 @@ void vs_icmd_release(struct vs_icmd *x);   /* sent, or nobody to send it to */
 int vs_icmd_wake(struct vs_isession *s);   /* who waits for a buffer or for its turn; not while a list of tasks or commands is walked */
 void vs_icmd_conn_gone(struct vs_iconn *c);
 void vs_icmd_give_back(struct vs_isession *s); /* copies what stores lend, and lets them go */
+/* iscsi_refused.c */
+struct vs_irefused *vs_irefused_new(void);
+void vs_irefused_put(struct vs_irefused *r);
+void vs_irefused_command(struct vs_icmd *x);               /* it has ended with CHECK CONDITION */
+void vs_irefused_pdu(struct vs_iconn *c, uint8_t reason);  /* the PDU in c->bhs */
 /* iscsi_tx.c */
 void vs_itx_queue(struct vs_iconn *c, struct vs_iitem *item, enum vs_ikind kind);
 void vs_itx_push(struct vs_iconn *c); /* fills slots and sends what the socket takes */

@@ -245,6 +245,8 @@ static void complete(struct vs_task *t)
 		lost_unit(x);
 	if (t->response == VS_RESP_OVERRUN && t->lu)
 		vs_sense_set(t, &(struct vs_sense){ .key = VS_SK_ILLEGAL_REQUEST, .asc_ascq = VS_ASC_INVALID_FIELD_IN_CDB });
+	if (vs_unlikely(t->status == VS_STATUS_CHECK_CONDITION))
+		vs_irefused_command(x);
 	x->status = t->status;
 	set_residual(x);
 	x->data_length = x->read ? (uint32_t)vs_min(t->transferred, (uint64_t)x->buffer_size) : 0;

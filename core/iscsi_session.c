@@ -96,7 +96,9 @@ int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_ise
 	s->sn_mask = sns - 1;
 	s->sns = calloc(sns, sizeof(*s->sns));
 	s->cmds = calloc(s->ncmds, sizeof(*s->cmds));
-	if (!s->cmds || !s->sns) {
+	s->refused = vs_irefused_new();
+	if (!s->cmds || !s->sns || !s->refused) {
+		vs_irefused_put(s->refused);
 		free(s->cmds);
 		free(s->sns);
 		free(s);
@@ -146,6 +148,7 @@ static void session_free(struct vs_worker *w, struct vs_msg *m)
 			free(b);
 		}
 	vs_lunmap_free(&s->luns);
+	vs_irefused_put(s->refused);
 	free(s->cmds);
 	free(s->sns);
 	free(s);

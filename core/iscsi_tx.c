@@ -50,6 +50,7 @@ void vs_itx_reject(struct vs_iconn *c, uint8_t reason)
 
 	if (!r)
 		return;
+	vs_irefused_pdu(c, reason);
 	r->bhs[0] = VS_I_REJECT;
 	r->bhs[1] = VS_I_FINAL;
 	r->bhs[2] = reason;

@@ -216,6 +216,7 @@ class _Calls:
                     "initiator": refusal.initiator or None,
                     "target": refusal.target or None,
                     "kind": refusal.kind,
+                    "lun": refusal.lun,
                     "asked": refusal.asked,
                     "why": refusal.why,
                     "first": round(refusal.first, 3),

@@ -23,6 +23,7 @@ from vhost_scsi.iscsi.full_feature import (
     ConnectionHandle,
     ConnectionParams,
     EventKind,
+    RefusedBelow,
     RemoveReason,
     SessionHandle,
     SessionParams,
@@ -257,6 +258,7 @@ class DataPlane:
         wanted.leftover_length = len(leftover)
         self._core.listen(lib.VS_UP_IPDU, cookie, lambda up: self._pdu(connection, up.pdu))
         self._core.listen(lib.VS_UP_ICONN, cookie, lambda up: self._event(connection, up.aux))
+        self._core.listen(lib.VS_UP_IREFUSED, cookie, lambda up: self._refused(connection, up.refusal))
         err = lib.vs_iconn_start(owner.handle, wanted, out)
         if err:
             self._forget(connection)
@@ -279,6 +281,7 @@ class DataPlane:
     def _forget(self, connection: CoreConnection) -> None:
         self._core.unlisten(lib.VS_UP_IPDU, connection.cookie)
         self._core.unlisten(lib.VS_UP_ICONN, connection.cookie)
+        self._core.unlisten(lib.VS_UP_IREFUSED, connection.cookie)
 
     def send(
         self,
@@ -322,6 +325,20 @@ class DataPlane:
         kind, detail = _EVENTS[event]
         if self._upcalls is not None and connection.handle is not None:
             self._upcalls.on_event(connection, ConnectionEvent(kind, detail))
+
+    def _refused(self, connection: CoreConnection, refusal: CData) -> None:
+        info: Any = ffi.new("struct vs_irefusal_info *")
+        lib.vs_irefusal_take(refusal, info)
+        refused = RefusedBelow(
+            int(info.missed),
+            bytes(info.lun),
+            bytes(info.cdb)[: info.cdb_length],
+            bytes(info.sense)[: info.sense_length],
+            bytes(info.bhs),
+            int(info.reject),
+        )
+        if self._upcalls is not None:
+            self._upcalls.on_refused(connection, refused)
 
     # ---- the SCSI side ---------------------------------------------------------------------------------------------
 

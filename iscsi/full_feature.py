@@ -121,6 +121,20 @@ class ConnectionEvent:
     bhs: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedBelow:
+    """What the data plane did not do: a command that ended for its operation code or a field (`lun`, `cdb` cut to its
+    first bytes, `sense`), or a PDU it rejected (`bhs`, `reject`: the reason). `missed`: so many of the session before
+    this one were not told."""
+
+    missed: int = 0
+    lun: bytes = bytes(8)
+    cdb: bytes = b""
+    sense: bytes = b""
+    bhs: bytes = b""
+    reject: int = 0
+
+
 class SessionHandle(Protocol):
     """The data plane's, of one session."""
 
@@ -144,6 +158,10 @@ class Upcalls(Protocol):
         ...
 
     def on_event(self, connection: ConnectionHandle, event: ConnectionEvent) -> None: ...
+
+    def on_refused(self, connection: ConnectionHandle, refused: RefusedBelow) -> None:
+        """For people to read; the initiator has its answer."""
+        ...
 
 
 class FullFeature(Protocol):

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from vhost_scsi.iscsi import discovery, pdu
+from vhost_scsi.iscsi import discovery, pdu, refused_words
 from vhost_scsi.iscsi.codes import (
     RESERVED_TAG,
     RFC_7144_FUNCTIONS,
@@ -23,7 +23,14 @@ from vhost_scsi.iscsi.codes import (
     TaskFunction,
     TaskResponse,
 )
-from vhost_scsi.iscsi.full_feature import ConnectionEvent, ConnectionHandle, EventKind, FullFeature, RemoveReason
+from vhost_scsi.iscsi.full_feature import (
+    ConnectionEvent,
+    ConnectionHandle,
+    EventKind,
+    FullFeature,
+    RefusedBelow,
+    RemoveReason,
+)
 from vhost_scsi.iscsi.node import Node
 from vhost_scsi.iscsi.pdu import (
     AsyncMessage,
@@ -123,6 +130,27 @@ class RareHandler:
         if event.kind is not EventKind.CLOSED_BY_PEER:
             self._tell(connection, event.kind.name.lower(), "to go on", f"{event.kind.value} {event.detail}".rstrip())
         self._go(connection, self._keeper.end_connection(connection, _ENDS[event.kind]))
+
+    def on_refused(self, handle: ConnectionHandle, refused: RefusedBelow) -> None:
+        connection = self._keeper.connection_of(handle)
+        if connection is None:
+            self._keep_for_later(handle, lambda: self.on_refused(handle, refused))
+            return
+        session = connection.session
+        told = refused_words.tell(refused)
+        self._node.refused.add(
+            connection.peer, session.initiator, session.target_name, told.kind, told.asked, told.why, lun=told.lun
+        )
+        if refused.missed:
+            self._node.refused.add(
+                connection.peer,
+                session.initiator,
+                session.target_name,
+                refused_words.COMMAND,
+                "commands faster than they could be told apart",
+                "each for its own reason",
+                times=refused.missed,
+            )
 
     async def close(self) -> None:
         """Waits for what is being worked on."""
@@ -285,7 +313,8 @@ class RareHandler:
 
     def reject(self, connection: Connection, bhs: bytes, reason: RejectReason, why: str) -> None:
         """11.17: the header that was rejected goes back as data."""
-        self._tell(connection, "pdu", _name_of(bhs), why)
+        words = refused_words.reason(reason)
+        self._tell(connection, refused_words.PDU, refused_words.pdu_name(bhs), f"{why} (reject: {words})")
         self._send(connection, Reject(reason=reason, data_segment_length=len(bhs)), bhs)
 
     def notify(self, session: Session, message: AsyncMessage, data: bytes = b"") -> None:
@@ -325,10 +354,3 @@ class RareHandler:
                 LOG.error("iscsi: a request failed", exc_info=task.exception())
 
         task.add_done_callback(done)
-
-
-def _name_of(bhs: bytes) -> str:
-    if not bhs:
-        return "a PDU"
-    opcode = pdu.opcode_of(bhs)
-    return Opcode(opcode).name if opcode in list(Opcode) else f"opcode {opcode:#04x}"

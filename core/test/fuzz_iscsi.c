@@ -119,6 +119,11 @@ static void drain(void)
 			MUST(pdu.ahs_length <= 1020 && pdu.data_length <= MAX_RECV);
 			MUST(m.npdus < 4096);
 			m.pdus[m.npdus++] = up.pdu;
+		} else if (up.kind == VS_UP_IREFUSED) {
+			struct vs_irefusal_info refusal;
+
+			vs_irefusal_take(up.refusal, &refusal);
+			MUST(refusal.reject || (refusal.cdb_length && refusal.sense_length));
 		} else if (up.kind == VS_UP_ICONN) {
 			m.peers[up.cookie].dead = true;
 		} else if (up.kind == VS_UP_DONE) {

@@ -66,6 +66,9 @@ static void take(struct irig *r, const struct vs_upcall *up, const struct vs_tas
 		CHECK(r->npdus < RIG_PDUS);
 		r->pdus[r->npdus++] = up->pdu;
 		break;
+	case VS_UP_IREFUSED:
+		vs_irefusal_take(up->refusal, &r->refused[r->nrefused++ % RIG_REFUSED]);
+		break;
 	case VS_UP_ICONN:
 		for (uint32_t i = 0; i < r->nconns; i++)
 			if (r->conns[i].cookie == up->cookie)

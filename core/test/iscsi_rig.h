@@ -8,7 +8,7 @@
 
 #include "core.h"
 
-enum { RIG_CONNS = 8, RIG_PDUS = 256, RIG_TASKS = 256, RIG_BLOCKS = 16384, RIG_SEGMENT = 262144, RIG_WAIT_MS = 10000 };
+enum { RIG_CONNS = 8, RIG_PDUS = 256, RIG_TASKS = 256, RIG_BLOCKS = 16384, RIG_SEGMENT = 262144, RIG_WAIT_MS = 10000, RIG_REFUSED = 8 };
 
 struct rig_pdu { uint8_t bhs[48]; uint32_t length; uint8_t *data; };
 
@@ -42,6 +42,8 @@ struct irig {
 	vs_ipdu *pdus[RIG_PDUS];              /* the same */
 	uint32_t npdus, pdus_seen;
 	uint32_t pdu_tags[RIG_PDUS];          /* initiator task tags of the PDUs that came up, in order */
+	struct vs_irefusal_info refused[RIG_REFUSED]; /* the newest of nrefused */
+	uint32_t nrefused;
 	uint64_t done[1024];                  /* cookies */
 	uint32_t ndone, replies;
 	uint64_t matched;

@@ -126,6 +126,29 @@ def test_sessions_and_connections_are_seen(served: Served, ask: Ask, run: Run) -
     assert IQN in run("target", "list").stdout
 
 
+def test_what_was_refused_is_told_in_words(served: Served, ask: Ask, run: Run, tmp_path: Path) -> None:
+    host, port = address_of(served)
+    assert run("session", "refused").stdout == "nothing was refused\n"
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of enough bytes\n")
+    secret.chmod(0o600)
+    ask("target", "add", OTHER, "--lun", "0=memory:1M", "--allow", "*:iscsi-inq", "--chap", "bob=secret")
+    for _ in range(2):
+        tool("iscsi-inq", "-e", "1", "-c", "200", f"iscsi://{host}:{port}/{IQN}/0")
+    tool("iscsi-inq", f"iscsi://bob%a secret of enough bytes@{host}:{port}/{OTHER}/0")
+    tool("iscsi-readcapacity16", f"iscsi://{host}:{port}/{OTHER}/0")
+    page, algorithm, access = ask("session", "refused")["refused"]
+    assert (page["kind"], page["asked"], page["lun"], page["times"]) == ("command", "INQUIRY, VPD page C8h", 0, 2)
+    assert (page["target"], page["initiator"].rpartition(":")[2]) == (IQN, "iscsi-inq")
+    assert page["first"] <= page["last"]
+    assert "chap_algorithms" in algorithm["why"]
+    assert "MD5" in algorithm["why"]
+    assert "access list" in access["why"]
+    first = run("session", "refused").stdout.splitlines()[0]
+    assert first.endswith("refused, there is no such page (INVALID FIELD IN CDB, 24h/00h) (2 times)")
+    assert "asked for INQUIRY, VPD page C8h of LUN 0 of iqn." in first
+
+
 def test_a_unit_gets_another_size(serve: Serve, ask: Ask, run: Run, disk: Path) -> None:
     before = disk.stat().st_size
     served = serve("--iscsi", "127.0.0.1:0", "--target", IQN, "--lun", f"0={disk}", socket_path=False)
