@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vhost-scsi lun list|resize|access`: the logical units of a running daemon: places, size, target port groups."""
+"""`vhost-scsi lun list|resize|access|eject|insert`: the logical units of a running daemon: places, size, target port
+groups, and what is in their drives."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
 from vhost_scsi.cli.output import print_json, print_table, say, size
+from vhost_scsi.cli.target_words import absolute
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.stores import values
+from vhost_scsi.stores import parse_store, values
 
 
 @click.group("lun")
@@ -28,7 +30,7 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
         print_json(answer)
         return
     print_table(
-        ["unit", "at", ">size", ">block", "mode", "store", ">reads", ">writes", ">failed", "uuid"],
+        ["unit", "at", ">size", ">block", "mode", "medium", "store", ">reads", ">writes", ">failed", "uuid"],
         [_row(unit) for unit in answer["logical_units"]],
     )
 
@@ -78,6 +80,52 @@ def access(lu: str, change: tuple[str, ...], name: str, control: str | None, as_
     print_table([">group", "state", "ports"], rows)
 
 
+@command.command("eject")
+@click.argument("lu", metavar="NAME")
+@click.option("--force", is_flag=True, help="Even while an initiator prevents it.")
+@which_daemon
+def eject(lu: str, force: bool, name: str, control: str | None, as_json: bool) -> None:
+    """Open the drive of a removable logical unit and take the medium out.
+
+    Its image is closed then, and free for others. While an initiator has locked the drive it is only told that somebody
+    wants the medium.
+    """
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.eject", lu=lu, force=force)
+    if as_json:
+        print_json(answer)
+        return
+    say(f"{answer['name']}: {'taken out' if answer['taken_out'] else 'open, and empty as before'}")
+
+
+@command.command("insert")
+@click.argument("lu", metavar="NAME")
+@click.argument("url", metavar="[URL]", default="", required=False)
+@which_daemon
+def insert(lu: str, url: str, name: str, control: str | None, as_json: bool) -> None:
+    """Put a medium into the drive of a removable logical unit, such as another.iso, and close it.
+
+    Without URL the drive is closed with what lies in it, such as what a guest has ejected.
+    """
+    # The daemon opens the file, from a directory of its own.
+    medium = {"url": str(absolute(parse_store(url)[0]))} if url else {}
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.insert", lu=lu, **medium)
+    if as_json:
+        print_json(answer)
+        return
+    what = f"{answer['size_bytes']} bytes" if answer["medium"]["present"] else "closed, and empty"
+    say(f"{answer['name']}: {what}")
+
+
+def _medium(medium: dict[str, Any] | None) -> str | None:
+    """None for what cannot be taken out."""
+    if medium is None:
+        return None
+    words = ["in" if medium["present"] else "ejected" if medium["filled"] else "none"]
+    return " ".join(words + ["open"] * medium["open"] + ["locked"] * medium["locked"])
+
+
 def _row(unit: dict[str, Any]) -> tuple[Any, ...]:
     places = ",".join(
         [f"{place['port']}:{place['target']}:{place['lun']}" for place in unit["mapped"]]
@@ -89,7 +137,8 @@ def _row(unit: dict[str, Any]) -> tuple[Any, ...]:
         size(unit["size_bytes"]),
         unit["block_size"],
         "ro" if unit["read_only"] else "rw",
-        unit["store"]["kind"],
+        _medium(unit["medium"]),
+        unit["store"]["kind"] if unit["medium"] is None or unit["medium"]["filled"] else None,
         unit["stats"]["reads"],
         unit["stats"]["writes"],
         unit["stats"]["failed"],

@@ -268,6 +268,8 @@ struct vs_lu_params {
 
 int vs_lu_create(vs_core *core, const struct vs_lu_params *params, vs_store *store, vs_lu **out);
 void vs_lu_update(vs_lu *lu, const struct vs_lu_params *params); /* between a fence and its open */
+/* Another medium: between a fence and its open, before vs_lu_update. The old store is the caller's again, and no block is marked bad any more. */
+void vs_lu_set_store(vs_lu *lu, vs_store *store);
 void vs_lu_destroy(vs_lu *lu); /* no nexus left, nothing in flight */
 
 struct vs_lu_stats {

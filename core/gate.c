@@ -110,6 +110,13 @@ void vs_lu_update(vs_lu *lu, const struct vs_lu_params *p)
 	apply(lu, p);
 }
 
+void vs_lu_set_store(vs_lu *lu, vs_store *store)
+{
+	if (atomic_load(&lu->bad_blocks))
+		vs_bad_clear(lu, 0, UINT64_MAX);
+	atomic_store(&lu->store, store);
+}
+
 void vs_lu_destroy(vs_lu *lu)
 {
 	vs_lu_ranges_fini(lu);

@@ -24,6 +24,7 @@ from vhost_scsi.iscsi import names
 from vhost_scsi.stores import StoreConfigError, StoreSpec, parse_store, store_from_table
 
 # virtio 1.3, 5.6.6.1: what the single level LUN structure reaches
+CD_BLOCK: Final = 2048
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
 MAX_WORKERS: Final = 64
@@ -57,7 +58,8 @@ class _Model(BaseModel):
 
 
 class LuConfig(_Model):
-    """One logical unit. `url` or `store` says where its bytes are; a `uuid` is made up, and kept, if there is none."""
+    """One logical unit. `url` or `store` says where its bytes are, or, where the medium can be taken out, what is in it
+    at first: there may be neither. A `uuid` is made up, and kept, if there is none."""
 
     url: str | None = None
     store: dict[str, Any] | None = None
@@ -72,6 +74,26 @@ class LuConfig(_Model):
     wsnz: bool = Field(default=True, description="refuse WRITE SAME of zero blocks")
     cdb32: bool = Field(default=False, description="serve READ(32) and its like")
     overwrite_rate: int = Field(default=0, ge=0, description="bytes a second of FORMAT UNIT and SANITIZE; 0: no limit")
+    type: Literal["disk", "cdrom"] = Field(default="disk", description="disk or cdrom, which is a CD or DVD drive")
+    removable: bool = Field(default=False, description="the medium of the disk can be taken out")
+
+    @property
+    def has_drive(self) -> bool:
+        """Its medium comes and goes."""
+        return self.removable or self.type == "cdrom"
+
+    @property
+    def empty(self) -> bool:
+        """It begins without a medium."""
+        return self.url is None and self.store is None
+
+    def same_medium(self, other: LuConfig) -> bool:
+        """Whether the same is in it, where that comes and goes."""
+        return not self.has_drive or (self.url, self.store) == (other.url, other.store)
+
+    @property
+    def block_bytes(self) -> int:
+        return CD_BLOCK if self.type == "cdrom" else self.block_size
 
 
 class PortConfig(_Model):
@@ -157,7 +179,7 @@ class Place:
 def store_spec(lu: LuConfig) -> StoreSpec:
     """The store of a unit, read-only down to its file where the unit is. Raises StoreConfigError; opens nothing."""
     spec = parse_store(lu.url)[0] if lu.url is not None else store_from_table(lu.store or {})
-    return _read_only(spec) if lu.readonly else spec
+    return _read_only(spec) if lu.readonly or lu.type == "cdrom" else spec
 
 
 def _read_only(spec: StoreSpec) -> StoreSpec:
@@ -263,15 +285,18 @@ def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
         path = ("lu", name)
         if not NAME.fullmatch(name):
             yield path, f"{name!r}: a name has letters, digits, '.', '_' and '-', at most 64"
-        if (lu.url is None) == (lu.store is None):
+        if (lu.url is None) == (lu.store is None) and not (lu.empty and lu.has_drive):
             yield path, "exactly one of url and store says where its bytes are"
         if lu.url == "":
             yield path, "its URL is empty"
         try:
-            store_spec(lu)
+            if not lu.empty:
+                store_spec(lu)
         except StoreConfigError as error:
             yield (*path, "store" if lu.url is None else "url"), str(error)
-        size = lu.block_size
+        if lu.type == "cdrom" and "block_size" in lu.model_fields_set and lu.block_size != CD_BLOCK:
+            yield (*path, "block_size"), f"{lu.block_size}: the blocks of a cdrom have {CD_BLOCK} bytes"
+        size = lu.block_bytes
         if not 512 <= size <= 65536 or size & (size - 1):
             yield (*path, "block_size"), f"{size} is not a power of two from 512 to 65536"
         physical = lu.physical_block_size

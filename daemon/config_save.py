@@ -96,6 +96,15 @@ def changed_text(text: str, loaded: DaemonConfig, running: DaemonConfig) -> str:
         raise ConfigError(f"the file cannot be changed in place ({error}); `config show` gives all of it") from None
 
 
+def _edit_medium(unit: MutableMapping[str, Any], url: str | None) -> None:
+    """What was put into a drive at run time is always a URL."""
+    unit.pop("store", None)
+    if url is None:
+        unit.pop("url", None)
+    else:
+        unit["url"] = url
+
+
 def _edit(document: MutableMapping[str, Any], loaded: DaemonConfig, running: DaemonConfig) -> None:
     if running.log_level != loaded.log_level:
         document["log_level"] = running.log_level
@@ -106,6 +115,8 @@ def _edit(document: MutableMapping[str, Any], loaded: DaemonConfig, running: Dae
             units[name] = _item(table, top=True)
         elif name in units and running.lu[name].spare != loaded.lu[name].spare:
             units[name]["spare"] = running.lu[name].spare
+        if name in units and name in old.get("lu", {}) and not running.lu[name].same_medium(loaded.lu[name]):
+            _edit_medium(units[name], running.lu[name].url)
     for name in [name for name in units if name in old.get("lu", {}) and name not in fresh.get("lu", {})]:
         del units[name]
     _edit_targets(document, _targets(old), _targets(fresh))

@@ -24,6 +24,11 @@ def differences(running: DaemonConfig, loaded: DaemonConfig) -> list[str]:
         if ours != theirs:
             lines.append(f"{name} is {ours}, configured is {theirs}")
     lines += _tables("logical unit", running.lu, loaded.lu, same_unit)
+    lines += [
+        f"logical unit {name}: another medium is in it"
+        for name, lu in running.lu.items()
+        if name in loaded.lu and not lu.same_medium(loaded.lu[name])
+    ]
     lines += _tables("port", running.port, loaded.port)
     lines += _tables("place", running.map, loaded.map)
     lines += _iscsi(running.iscsi or IscsiConfig(), loaded.iscsi or IscsiConfig())

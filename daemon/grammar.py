@@ -10,6 +10,8 @@
     --map IQN:LUN=NAME                   puts a unit in a target
     --lun LUN=URL[,option=value...]      a unit and its place in the only target; the unit is called lun-LUN
 
+    --lu NAME=none,type=cdrom            a drive without a medium
+
 A place with a target number of its own (T:L) is on a vhost-user port, one that is a LUN alone is in an iSCSI target.
 
 The grammar of a URL is the stores' (docs/stores.md); the unit's options stand behind it, among the store's own.
@@ -26,6 +28,8 @@ from vhost_scsi.stores import StoreConfigError, parse_store
 
 LU_OPTIONS: Final = tuple(name for name in LuConfig.model_fields if name not in ("url", "store"))
 PORT_OPTIONS: Final = tuple(name for name in PortConfig.model_fields if name != "socket")
+NO_MEDIUM: Final = "none"
+"""in place of a URL: a removable unit that is empty at first"""
 _TRUTH: Final = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 
 
@@ -94,11 +98,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def logical_unit(said: str, text: str) -> dict[str, Any]:
     """The table of one unit from URL[,option=value...]; `said` names it in errors."""
+    url, comma, rest = text.partition(",")
+    empty = url == NO_MEDIUM
     try:
-        spec, options = parse_store(text, LU_OPTIONS)
+        # The store below an empty drive's options stands for none; a file called so is ./none.
+        spec, options = parse_store(f"null:1M{comma}{rest}" if empty else text, LU_OPTIONS)
     except StoreConfigError as error:
         raise type(error)(f"{said}: {error}") from None
-    table: dict[str, Any] = {"url": str(spec)}
+    table: dict[str, Any] = {} if empty else {"url": str(spec)}
     for key, value in options.items():
         table[key] = _value(said, LuConfig.model_fields[key].annotation, key, value)
     return table

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import config_save, iscsi_methods, logs
+from vhost_scsi.daemon import config_save, iscsi_methods, logs, media
 from vhost_scsi.daemon.config import nearest
 from vhost_scsi.daemon.drift import differences
 from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_row
@@ -52,6 +52,7 @@ def table(service: Service) -> Mapping[str, Method]:
             Param("group", "integer", "the target port group that changes"),
             Param("state", "string", "active-optimized, active-non-optimized, standby, unavailable or offline"),
         )),
+        *media.rows(service),
         Method("queue.list", "every virtqueue of every port", calls.queue_list),
         Method(
             "queue.show",
@@ -138,6 +139,8 @@ class _Calls:
                     "num_blocks": unit.num_blocks,
                     "size_bytes": unit.num_blocks * unit.block_size,
                     "read_only": unit.read_only,
+                    "type": unit.spec.device_type.name.lower(),
+                    "medium": media.state(unit),
                     "store": {"kind": store.kind, "info": plain(store.info), "stats": plain(store.stats)},
                     "stats": plain(unit.stats()),
                     "mapped": places[unit.name],

@@ -17,14 +17,14 @@ import signal
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from vhost_scsi import __version__
 from vhost_scsi.daemon import config_save, control, methods, state, systemd, units
 from vhost_scsi.daemon.client import socket_path
-from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build, store_spec
+from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
 from vhost_scsi.daemon.iscsi_config import Made, make_all
 from vhost_scsi.daemon.iscsi_node import IscsiNode
@@ -33,10 +33,12 @@ from vhost_scsi.daemon.state_dir import StateDirectory, UnitState
 from vhost_scsi.daemon.takeover import take_over
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.errors import ConfigError, VhostScsiError
+from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.target import LuSpec, Port, Target, Unit
 from vhost_scsi.vhost_user.device import VirtioScsiDevice
 from vhost_scsi.vhost_user.server import Server
 
+T = TypeVar("T")
 DRAIN_TIMEOUT: Final = 10.0  # seconds
 FINISH_POLL: Final = 0.005  # seconds between looks at what is still in flight; only while draining
 NO_REQUEST_QUEUES: Final = 2  # the control and the event queue, which a device counts too
@@ -173,27 +175,42 @@ class Service:
 
     async def add_unit(self, name: str, lu: LuConfig) -> None:
         """Opens the unit's store; ConfigError where that cannot be done."""
-        store = await units.open_unit_store(self.core, name, lu)
+        store = None if lu.empty else await units.open_unit_store(self.core, name, lu)
         try:
+            is_drive = lu.type == "cdrom"
             spec = LuSpec(
                 name=name,
-                uuid=lu.uuid or self._kept.uuid_of(name, units.identity(store_spec(lu))),
-                block_size=lu.block_size,
+                uuid=lu.uuid or self._kept.uuid_of(name, units.unit_identity(name, lu)),
+                block_size=lu.block_bytes,
                 write_cache=lu.wce,
-                read_only=lu.readonly,
+                read_only=lu.readonly or is_drive,
                 rotational=lu.rotational,
                 physical_block_size=lu.physical_block_size,
                 strict=lu.strict,
                 wsnz=lu.wsnz,
                 cdb32=lu.cdb32,
                 overwrite_rate=lu.overwrite_rate,
+                device_type=DeviceType.CD_DVD if is_drive else DeviceType.DISK,
+                removable=lu.has_drive,
             )
             saved = await self._blobs.unit(spec.uuid)
             await self.target.add_lu(spec, store, saved)
         except BaseException:
-            store.close()
+            if store is not None:
+                store.close()
             raise
         self._saved[name] = saved
+
+    async def change_medium(self, name: str, lu: LuConfig, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """Carries `work` out on the unit, which is `lu` afterwards; nothing changes if that fails."""
+        async with self.changing:
+            if self._closing:
+                raise ConfigError("the daemon is shutting down")
+            fresh = self.config.model_copy(update={"lu": {**self.config.lu, name: lu}})
+            units.check_shared(fresh.lu)
+            done = await work(self.target.units[name])
+            self.config = fresh
+        return done
 
     async def close_unit(self, name: str, unit: Unit) -> None:
         """Of one that was hidden, and is mapped nowhere: its state may be somebody else's then."""

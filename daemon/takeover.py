@@ -32,8 +32,14 @@ class Possible:
 
 
 def same_unit(one: LuConfig, other: LuConfig) -> bool:
-    """Whether two tables make the same unit; whether it may stand nowhere is no part of it."""
-    return one.model_copy(update={"spare": False}) == other.model_copy(update={"spare": False})
+    """Whether two tables make the same unit; whether it may stand nowhere and what is in its drive is no part."""
+    medium: dict[str, object] = {"url": None, "store": None} if one.has_drive else {}
+    return one.model_copy(update={"spare": False, **medium}) == other.model_copy(update={"spare": False, **medium})
+
+
+def _with_medium_of(lu: LuConfig, old: LuConfig) -> LuConfig:
+    """What is in a drive is changed at run time, and stays there."""
+    return lu.model_copy(update={"url": old.url, "store": old.store}) if lu.has_drive else lu
 
 
 def possible(running: DaemonConfig, fresh: DaemonConfig) -> Possible:
@@ -56,7 +62,10 @@ def possible(running: DaemonConfig, fresh: DaemonConfig) -> Possible:
     for name, lu in fresh.lu.items():
         old = running.lu.get(name)
         changed = old is not None and not same_unit(old, lu)
-        found[name] = old if old is not None and changed else lu
+        if old is not None:
+            found[name] = old if changed else _with_medium_of(lu, old)
+        else:
+            found[name] = lu
         fixed += [f"lu {name}"] if changed else []
     for name in running.lu:
         if name not in fresh.lu and (name in on_ports.values() or source is running):

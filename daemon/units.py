@@ -30,6 +30,11 @@ async def open_unit_store(core: Core, name: str, lu: LuConfig) -> Store:
         raise type(error)(f"logical unit {name}: {error}") from None
 
 
+def unit_identity(name: str, lu: LuConfig) -> str:
+    """As `identity`; a unit whose medium comes and goes is the same one with any."""
+    return f"drive:{name}" if lu.has_drive else identity(store_spec(lu))
+
+
 def identity(spec: StoreSpec) -> str:
     """What makes a store the same one: a file is where it really is, however it was spelled, wrapped or cached."""
     bottom = _bottom(spec)
@@ -52,6 +57,8 @@ def check_shared(units: Mapping[str, LuConfig]) -> None:
     """Refuses two units on one file of which one writes: each believes that its blocks are its own."""
     seen: dict[str, tuple[str, bool]] = {}
     for name, lu in units.items():
+        if lu.empty:
+            continue
         spec = store_spec(lu)
         bottom = _bottom(spec)
         if bottom.kind != "file" or bottom.groups[0].get("lock") == "off":

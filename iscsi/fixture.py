@@ -52,6 +52,8 @@ class Target:
         read_only: bool = False,
         wsnz: bool = True,
         overwrite_rate: int = 0,
+        removable: bool = False,
+        strict: bool = True,
         host: str = "127.0.0.1",
         portals: int = 1,
         chap: tuple[str, str] | None = None,
@@ -65,6 +67,8 @@ class Target:
         self._read_only = read_only
         self._wsnz = wsnz
         self._overwrite_rate = overwrite_rate
+        self._removable = removable
+        self._strict = strict
         self._wanted = [Portal(host, 0) for _ in range(portals)]
         self._chap = chap
         self._options = CoreOptions(workers=workers, engine=engine)
@@ -143,6 +147,8 @@ class Target:
                 wsnz=self._wsnz,
                 overwrite_rate=self._overwrite_rate,
                 physical_block_size=self._physical_block_size,
+                removable=self._removable,
+                strict=self._strict,
             )
             await scsi.add_lu(spec, store)
         except BaseException:

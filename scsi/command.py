@@ -4,8 +4,10 @@
 Types and builders only; the rows stand in `medium_rows`, `unit_rows` and whatever else `commands` puts together.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -42,6 +44,7 @@ class DeviceType(IntEnum):
     """SPC-5 6.7.2, PERIPHERAL DEVICE TYPE."""
 
     DISK = 0x00
+    CD_DVD = 0x05
     WELL_KNOWN = 0x1E
     UNKNOWN = 0x1F
 
@@ -77,6 +80,8 @@ class Feature(IntEnum):
     CDB_32 = 3
     """not the medium's but the unit's: SBC-3 5.15 asks for them with type 2 protection only, and initiators that know
     no others than CDBs of 16 bytes stumble over them in the list of commands"""
+    REMOVABLE = 4
+    """the unit's: its medium can be taken out"""
 
 
 VARIABLE_LENGTH: Final = 0x7F
@@ -88,13 +93,15 @@ SECONDS: Final = 30
 @dataclass(frozen=True, slots=True)
 class Field:
     """A field of a CDB: `length` bytes from `byte` on, or the bits of `mask` in one byte. In a field of several bytes
-    the mask is the first byte's. `zero_means`: what a zero stands for (SBC-4 5.13: READ(6) of 0 blocks is 256)."""
+    the mask is the first byte's. `zero_means`: what a zero stands for (SBC-4 5.13: READ(6) of 0 blocks is 256).
+    `requires`: units without that have no such field."""
 
     name: str
     byte: int
     length: int = 1
     mask: int = 0
     zero_means: int = 0
+    requires: Feature = Feature.NONE
 
     def used(self) -> Iterable[tuple[int, int]]:
         """Byte and the bits in it that the field has."""
@@ -130,6 +137,8 @@ class Command:
     """another nexus's RESERVE does not keep it out (SPC-2 table 10), or its handler decides"""
     conflicts_unless: str = ""
     """the field that lifts `conflict` where it is not zero"""
+    conflicts_if: str = ""
+    """the field that lifts it where it is zero"""
     may_repair: bool = False
     """may run on a unit that a failed operation left behind"""
     access: Access = Access.ACTIVE
@@ -156,7 +165,17 @@ class Command:
         """How this very command meets a persistent reservation."""
         if self.conflicts_unless and self.value(self[self.conflicts_unless], cdb):
             return Conflict.ALLOWED
+        if self.conflicts_if and not self.value(self[self.conflicts_if], cdb):
+            return Conflict.ALLOWED
         return self.conflict
+
+    def only(self, has: Callable[[Feature], bool]) -> Command:
+        """The command as a unit has it that lacks some of the features which fields require."""
+        fields = tuple(field for field in self.fields if has(field.requires))
+        if len(fields) == len(self.fields):
+            return self
+        usage = usage_of(self.opcode, self.cdb_length, self.service_action, fields)
+        return replace(self, fields=fields, usage=usage)
 
     def value(self, field: Field, cdb: bytes) -> int:
         """The field's value in a CDB of at least cdb_length bytes."""
@@ -170,14 +189,18 @@ class Command:
 
 ANY: Final = GateBit.FAULT | GateBit.TRACE | GateBit.TMF | GateBit.ORDERED | GateBit.ACA | GateBit.HOLD
 ATTENTIVE: Final = ANY | GateBit.UNIT_ATTENTION
-READY: Final = ATTENTIVE | GateBit.NOT_READY | GateBit.ACCESS
+WITH_MEDIUM: Final = ATTENTIVE | GateBit.NO_MEDIUM
+READY: Final = WITH_MEDIUM | GateBit.NOT_READY | GateBit.ACCESS
 READS: Final = READY | GateBit.EXCLUSIVE | GateBit.RESERVED_READ
 CHANGES: Final = READY | GateBit.EXCLUSIVE | GateBit.RESERVED_WRITE | GateBit.WRITE_PROTECTED
 WRITES: Final = CHANGES | GateBit.STORE_FAILED
 FLUSHES: Final = READY | GateBit.RESERVED_WRITE | GateBit.STORE_FAILED
 CONTROLS: Final = ATTENTIVE | GateBit.RESERVED_WRITE
 
-DISK_AND_WELL_KNOWN: Final = frozenset({DeviceType.DISK, DeviceType.WELL_KNOWN})
+DISK_AND_WELL_KNOWN: Final = frozenset({DeviceType.DISK, DeviceType.CD_DVD, DeviceType.WELL_KNOWN})
+DISK: Final = frozenset({DeviceType.DISK})
+DISK_AND_CD: Final = frozenset({DeviceType.DISK, DeviceType.CD_DVD})
+CD: Final = frozenset({DeviceType.CD_DVD})
 
 
 # ---- builders --------------------------------------------------------------------------------------------------------
@@ -215,6 +238,7 @@ def python(
     timeout: int = SECONDS,
     passes_reserve: bool = False,
     conflicts_unless: str = "",
+    conflicts_if: str = "",
     may_repair: bool = False,
     access: Access = Access.ACTIVE,
 ) -> Command:
@@ -234,6 +258,7 @@ def python(
         timeout=timeout,
         passes_reserve=passes_reserve,
         conflicts_unless=conflicts_unless,
+        conflicts_if=conflicts_if,
         may_repair=may_repair,
         access=access,
     )
@@ -255,6 +280,8 @@ def media(
 ) -> Command:
     """A command that C carries out; how it meets reservations is in its gate mask."""
     conflict = Conflict.ALLOWED
+    if DeviceType.CD_DVD not in device_types:
+        gate_mask |= GateBit.DISK_ONLY
     if gate_mask & GateBit.RESERVED_READ:
         conflict = Conflict.READ
     if gate_mask & GateBit.RESERVED_WRITE:

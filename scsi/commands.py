@@ -20,6 +20,7 @@ from vhost_scsi.scsi.command import (
     MediaOp,
 )
 from vhost_scsi.scsi.medium_rows import MEDIUM_ROWS
+from vhost_scsi.scsi.multimedia_rows import MULTIMEDIA_ROWS
 from vhost_scsi.scsi.reservation_rows import RESERVATION_ROWS
 from vhost_scsi.scsi.service_rows import SERVICE_ROWS
 from vhost_scsi.scsi.unit_rows import UNIT_ROWS
@@ -43,7 +44,7 @@ __all__ = [
 
 COMMANDS: Final[tuple[Command, ...]] = tuple(
     sorted(
-        (*MEDIUM_ROWS, *RESERVATION_ROWS, *SERVICE_ROWS, *UNIT_ROWS),
+        (*MEDIUM_ROWS, *MULTIMEDIA_ROWS, *RESERVATION_ROWS, *SERVICE_ROWS, *UNIT_ROWS),
         key=lambda row: (row.opcode, row.service_action or 0),
     )
 )

@@ -35,6 +35,10 @@ class GateBit(IntFlag):
     """nexus: another one has made a RESERVE, and even TEST UNIT READY conflicts"""
     ACCESS = 1 << 14
     """nexus: the group of its target port is in a state that lets no command at the medium through"""
+    NO_MEDIUM = 1 << 15
+    """the drive is empty, or its tray open"""
+    DISK_ONLY = 1 << 16
+    """closed for good where the unit is no disk: commands that only disks have go to Python, which refuses them"""
 
 
 class GatePort(Protocol):

@@ -39,6 +39,9 @@ CMDQUE: Final = 0x02
 SAM_5: Final = 0x00A0
 SPC_4: Final = 0x0460
 SBC_3: Final = 0x04C0
+MMC_6: Final = 0x04E0
+COMMAND_SET: Final = {DeviceType.DISK: [SBC_3], DeviceType.CD_DVD: [MMC_6]}
+RMB: Final = 0x80
 
 
 def pad(text: str, length: int) -> bytes:
@@ -46,13 +49,13 @@ def pad(text: str, length: int) -> bytes:
     return text.encode("ascii", "replace")[:length].ljust(length)
 
 
-def standard_data(peripheral: int, vendor: str, product: str, revision: str) -> bytes:
+def standard_data(peripheral: int, vendor: str, product: str, revision: str, *, removable: bool = False) -> bytes:
     """Standard INQUIRY data; `peripheral` is qualifier and device type."""
-    descriptors = [SAM_5, SPC_4] + ([SBC_3] if peripheral == DeviceType.DISK else [])
+    descriptors = [SAM_5, SPC_4, *COMMAND_SET.get(DeviceType(peripheral & 0x1F), [])]
     built: bytes = STANDARD.build(
         {
             "peripheral": peripheral,
-            "removable": 0,
+            "removable": RMB if removable else 0,
             "version": VERSION_SPC_4,
             "format": HISUP_FORMAT_2,
             "additional_length": STANDARD.sizeof() - 5,
@@ -73,10 +76,16 @@ def inquiry(request: Request) -> bytes:
     definition = request.logical_unit.definition
     if request["evpd"]:
         page = vpd.find(request["page_code"])
-        if page is None:
+        if page is None or page not in vpd.pages_of(request.logical_unit):
             raise request.refuse("page_code")
         return vpd.build(page, request.logical_unit, request.itl.nexus.target_port)
     if request["page_code"]:
         # SPC-5 6.7.1: a page code without EVPD
         raise request.refuse("page_code")
-    return standard_data(DeviceType.DISK, definition.vendor, definition.product, definition.revision)
+    return standard_data(
+        definition.device_type,
+        definition.vendor,
+        definition.product,
+        definition.revision,
+        removable=definition.removable,
+    )

@@ -28,7 +28,10 @@ from vhost_scsi.scsi import (
     log,
     long_blocks,
     mode,
+    multimedia,
+    multimedia_features,
     power,
+    removable,
     report_luns,
     report_opcodes,
     report_tmfs,
@@ -73,7 +76,10 @@ HANDLER_MODULES: Final = (
     log,
     long_blocks,
     mode,
+    multimedia,
+    multimedia_features,
     power,
+    removable,
     report_luns,
     report_opcodes,
     report_tmfs,
@@ -94,7 +100,8 @@ class LuDefinition:
     """What a logical unit is, wherever it is mapped. `write_cache`: the default of WCE. `strict`:
     a CDB with a reserved bit is refused. `wsnz`: a WRITE SAME of zero blocks is refused, else it goes to the end.
     `cdb32`: READ(32) and its like are served. `overwrite_rate`: bytes a second that FORMAT UNIT and SANITIZE write at
-    most; 0: as fast as the store takes them."""
+    most; 0: as fast as the store takes them. `removable`: its medium can be taken out; `filled`: it has one at first.
+    """
 
     name: str
     uuid: UUID
@@ -106,6 +113,9 @@ class LuDefinition:
     wsnz: bool = True
     cdb32: bool = False
     overwrite_rate: int = 0
+    device_type: DeviceType = DeviceType.DISK
+    removable: bool = False
+    filled: bool = True
 
 
 class LogicalUnit:
@@ -125,6 +135,7 @@ class LogicalUnit:
         self.reservations: Final = ReservationKeeper(self)
         self.port_groups: Final = alua.PortGroups(self)
         self.readiness: Final = Readiness(gate, self._accesses)
+        self.drive: Final = removable.Drive(self, filled=definition.filled) if definition.removable else None
         self.clock: Final = information.Clock()
         self.self_tests: Final = self_test.SelfTests()
         self.buffer: Final = bytearray()
@@ -144,6 +155,8 @@ class LogicalUnit:
         self.medium.set_write_cache(self.write_cache)
         self.medium.set_descriptor_sense(self.descriptor_sense)
         self._show_write_protection()
+        if definition.device_type is not DeviceType.DISK:
+            gate.close(GateBit.DISK_ONLY)
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
@@ -188,17 +201,29 @@ class LogicalUnit:
 
     def offers(self, row: Command) -> bool:
         """Whether the unit has the command at all."""
-        if row.requires is Feature.UNMAP and self.medium.capabilities.unmap is Support.NONE:
-            return False
-        if row.requires is Feature.CDB_32 and not self.definition.cdb32:
-            return False
-        if row.requires is Feature.ATOMIC and not self.medium.atomic_blocks:
-            return False
-        return DeviceType.DISK in row.device_types
+        return self.definition.device_type in row.device_types and self._has(row.requires)
+
+    def as_offered(self, row: Command) -> Command:
+        """The row with the fields that this unit looks at."""
+        return row.only(self._has)
+
+    def _has(self, feature: Feature) -> bool:
+        match feature:
+            case Feature.UNMAP:
+                return self.medium.capabilities.unmap is not Support.NONE
+            case Feature.CDB_32:
+                return self.definition.cdb32
+            case Feature.ATOMIC:
+                return bool(self.medium.atomic_blocks)
+            case Feature.REMOVABLE:
+                return self.definition.removable
+            case _:
+                return True
 
     def _only_protected(self, row: Command) -> bool:
         """A store that is opened read-only has no unmap; what refuses the command is the protection."""
-        return self.medium.read_only and bool(row.gate_mask & GateBit.WRITE_PROTECTED)
+        offered = self.definition.device_type in row.device_types
+        return offered and self.medium.read_only and bool(row.gate_mask & GateBit.WRITE_PROTECTED)
 
     def commands(self) -> Iterator[Command]:
         return (row for row in COMMANDS if self.offers(row))
@@ -351,8 +376,8 @@ class LogicalUnit:
             # SAM-5 8.6.5: no ACA condition is ever in effect here (NORMACA=0).
             raise CheckCondition(sense.INVALID_MESSAGE_ERROR)
         row = parse(task.cdb)
-        if row is not None and not self.offers(row) and not self._only_protected(row):
-            row = None
+        if row is not None:
+            row = self.as_offered(row) if self.offers(row) or self._only_protected(row) else None
         if row is None or row.gate_mask & GateBit.UNIT_ATTENTION:
             # SPC-5 7.5.10: interlocked, a condition stays until REQUEST SENSE takes it.
             code = task.itl.peek() if self.mode.field(CONTROL, "ua_intlck_ctrl") else task.itl.take()
@@ -379,6 +404,8 @@ class LogicalUnit:
     def _check_state(self, row: Command, task: Task) -> None:
         self.port_groups.check(row, task.itl)
         self.reservations.check(row, task)
+        if self.drive is not None and row.gate_mask & GateBit.NO_MEDIUM and (code := self.drive.why_absent()):
+            raise CheckCondition(code)
         self.readiness.check(row)
         if row.gate_mask & GateBit.WRITE_PROTECTED:
             if self.medium.read_only:
@@ -654,6 +681,8 @@ class LogicalUnit:
         """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, a stopped unit starts, every nexus learns
         of it, `by` too."""
         async with self._ended(None, lambda task: _earlier(task, by, before), cancel, by=by) as (tasks, _):
+            for itl in self.itls:
+                itl.prevents_removal = False
             async with self._alone:
                 await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")
             await self.reservations.forget_legacy()

@@ -9,7 +9,7 @@ GROUP_SUP=0 none are kept: it is taken as it comes.
 from typing import Final
 
 from vhost_scsi.scsi import command
-from vhost_scsi.scsi.command import VARIABLE_LENGTH, Command, Direction, Feature, Field, MediaOp, media
+from vhost_scsi.scsi.command import VARIABLE_LENGTH, Command, DeviceType, Direction, Feature, Field, MediaOp, media
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.limits import PARAMETER_LIST_BYTES
 
@@ -89,12 +89,22 @@ def _family(
     direction: Direction,
     *,
     checks: bool = False,
+    device_types: frozenset[DeviceType] = command.DISK,
 ) -> tuple[Command, ...]:
-    """The CDBs of 10, 12, 16 and 32 bytes."""
+    """The CDBs of 10, 12, 16 and 32 bytes; `device_types` have those of 10 and 12."""
     flags = _checked if checks else _cache
     return (
         *(
-            media(f"{name}({length})", opcode, length, gate_mask, operation, direction, (*extent, *flags(byte)))
+            media(
+                f"{name}({length})",
+                opcode,
+                length,
+                gate_mask,
+                operation,
+                direction,
+                (*extent, *flags(byte)),
+                device_types=device_types if length in (10, 12) else command.DISK,
+            )
             for opcode, (length, extent, byte) in zip(opcodes, _LENGTHS, strict=True)
         ),
         _32(name, action_of_32, gate_mask, operation, direction, flags(10)),
@@ -113,7 +123,7 @@ MEDIUM_ROWS: Final[tuple[Command, ...]] = (
     ),
     media("READ(6)", 0x08, 6, _READS, _M.READ, _IN, _RANGE_6),
     media("WRITE(6)", 0x0A, 6, _WRITES, _M.WRITE, _OUT, _RANGE_6),
-    *_family("READ", (0x28, 0xA8, 0x88), 0x09, _READS, _M.READ, _IN),
+    *_family("READ", (0x28, 0xA8, 0x88), 0x09, _READS, _M.READ, _IN, device_types=command.DISK_AND_CD),
     *_family("WRITE", (0x2A, 0xAA, 0x8A), 0x0B, _WRITES, _M.WRITE, _OUT),
     *_family("VERIFY", (0x2F, 0xAF, 0x8F), 0x0A, _READS, _M.VERIFY, _OUT, checks=True),
     *_family("WRITE AND VERIFY", (0x2E, 0xAE, 0x8E), 0x0C, _WRITES, _M.WRITE_AND_VERIFY, _OUT, checks=True),

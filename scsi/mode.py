@@ -7,15 +7,17 @@ nothing in flight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from construct import Int8ub, Int16ub, Int24ub, Int32ub, Int64ub, Padding, Struct
 
 from vhost_scsi.scsi import sense
+from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
 from vhost_scsi.scsi.medium import Support
-from vhost_scsi.scsi.mode_pages import BY_KEY, CONTROL, PAGES, SPF, ModePage, page_key
+from vhost_scsi.scsi.mode_pages import BY_KEY, CAPABILITIES, CONTROL, PAGES, SPF, ModePage, page_key
 from vhost_scsi.scsi.nexus import ITL
 from vhost_scsi.scsi.sense import CheckCondition
 
@@ -49,14 +51,16 @@ RESERVED_INTERLOCK: Final = 0b01
 
 
 def device_specific_parameter(unit: LogicalUnit) -> int:
-    """SBC-4 6.5.1: whether writes are refused for any reason, and whether DPO and FUA are honoured."""
+    """SBC-4 6.5.1: whether writes are refused for any reason, and whether DPO and FUA are honoured. MMC-6 has none."""
+    if unit.definition.device_type is DeviceType.CD_DVD:
+        return 0
     return (WP if unit.write_protected else 0) | (DPOFUA if unit.medium.capabilities.fua is not Support.NONE else 0)
 
 
 def _selected(request: Request) -> list[ModePage]:
     """SPC-5 table 275: subpage 00h is the page_0 format alone, FFh is all subpages."""
     code, subpage = request["page_code"], request["subpage_code"]
-    pages = [page for page in PAGES if code in (ALL_PAGES, page.code)]
+    pages = [page for page in pages_of(request.logical_unit) if code in (ALL_PAGES, page.code)]
     if not pages:
         raise request.refuse("page_code")
     if subpage != ALL_SUBPAGES:
@@ -66,11 +70,15 @@ def _selected(request: Request) -> list[ModePage]:
     return pages
 
 
+def pages_of(unit: LogicalUnit) -> Iterator[ModePage]:
+    return (page for page in PAGES if unit.definition.device_type in page.device_types)
+
+
 def _values(request: Request, page: ModePage) -> bytes:
     parameters = request.logical_unit.mode
     match request["pc"]:
         case 0:
-            data = parameters.current(page)
+            data = _with_lock(request.logical_unit, page, parameters.current(page))
         case 1:
             data = page.mask
         case 2:
@@ -79,6 +87,13 @@ def _values(request: Request, page: ModePage) -> bytes:
             data = parameters.saved(page)
     # SPC-5 7.5.6: PS says that MODE SELECT may save the page.
     return bytes([data[0] | PS]) + data[1:] if page.can_be_saved else data
+
+
+def _with_lock(unit: LogicalUnit, page: ModePage, values: bytes) -> bytes:
+    """The one bit of a page that is a state: whether the tray is locked."""
+    if page is not CAPABILITIES or unit.drive is None or not unit.drive.locked:
+        return values
+    return page.build({**page.defaults, "lock_state": 1})
 
 
 def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
@@ -94,7 +109,9 @@ def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
 
 def _sense_parts(request: Request, *, long: bool) -> tuple[bytes, bytes]:
     pages = b"".join(_values(request, page) for page in _selected(request))
-    return b"" if request["dbd"] else _block_descriptor(request.logical_unit, long=long), pages
+    # A CD drive has no block descriptor to tell: MMC-6 has its block length in the features.
+    bare = request["dbd"] or request.logical_unit.definition.device_type is DeviceType.CD_DVD
+    return b"" if bare else _block_descriptor(request.logical_unit, long=long), pages
 
 
 @handles("mode_sense_6")
@@ -201,6 +218,8 @@ def _check_page(data: bytes, at: int, staged: dict[int, bytes], unit: LogicalUni
     if data[at] & PS:
         raise sense.invalid_parameter(at, PS.bit_length() - 1)
     page = BY_KEY.get(page_key(data[at:]))
+    if page is not None and unit.definition.device_type not in page.device_types:
+        page = None
     if page is None or bool(data[at] & SPF) != bool(page.subpage):
         raise _no_such_page(data[at], at)
     current = staged.get(page.key, unit.mode.current(page))

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from construct import BitsInteger, BitStruct, Bytewise, Flag, Int16ub, Padding
 
+from vhost_scsi.scsi.command import CD, DISK, DISK_AND_CD, SECONDS, DeviceType
+
 SPF: Final = 0x40
 SAVED_BLOB: Final = "mode-pages"
 """the name under which saved pages are kept: one after the other, as MODE SELECT sends them"""
@@ -19,13 +21,14 @@ SAVED_BLOB: Final = "mode-pages"
 @dataclass(frozen=True, slots=True)
 class ModePage:
     """`layout` is the page behind its header; `defaults` and `changeable` name fields of it, all others are zero. What
-    can be changed can be saved."""
+    can be changed can be saved. `device_types`: units that have the page."""
 
     code: int
     name: str
     layout: Any
     defaults: dict[str, int]
     changeable: dict[str, int]
+    device_types: frozenset[DeviceType] = DISK
     subpage: int = 0
 
     @property
@@ -85,6 +88,7 @@ READ_WRITE_ERROR_RECOVERY: Final = ModePage(
     ),
     {},
     {},
+    DISK_AND_CD,
 )
 
 # SPC-5 7.5.11. Buffers, timers and burst sizes belong to a parallel bus; zero leaves them to the target.
@@ -170,6 +174,7 @@ CONTROL: Final = ModePage(
     ),
     {"queue_algorithm_modifier": 1, "busy_timeout_period": 0xFFFF},
     {"tst": 1, "d_sense": 1, "ua_intlck_ctrl": 3, "swp": 1, "tas": 1},
+    DISK_AND_CD,
 )
 
 # SPC-5 7.5.11. The host's clock sets the time (TCMOS), and SET TIMESTAMP goes before it (SCSIP).
@@ -209,6 +214,7 @@ POWER_CONDITION: Final = ModePage(
     ),
     {},
     {},
+    DISK_AND_CD,
 )
 
 # SPC-5 7.5.13 (SBC-4 6.5.8). DEXCPT: no informational exceptions are reported.
@@ -230,6 +236,88 @@ INFORMATIONAL_EXCEPTIONS_CONTROL: Final = ModePage(
     ),
     {"dexcpt": 1},
     {},
+    DISK_AND_CD,
+)
+
+# MMC-6 annex of legacy pages. A second is 75 frames, a minute 60 seconds; the drive never spins down by itself.
+CD_DEVICE_PARAMETERS: Final = ModePage(
+    0x0D,
+    "CD Device Parameters",
+    BitStruct(
+        Padding(8),
+        Padding(4),
+        "inactivity_timer_multiplier" / BitsInteger(4),
+        "seconds_in_a_minute" / Bytewise(Int16ub),
+        "frames_in_a_second" / Bytewise(Int16ub),
+    ),
+    {"seconds_in_a_minute": 60, "frames_in_a_second": 75},
+    {},
+    CD,
+)
+
+# MMC-6, for the Timeout feature. Seconds; nothing is a recorder's long operation.
+TIMEOUT_AND_PROTECT: Final = ModePage(
+    0x1D,
+    "Timeout and Protect",
+    BitStruct(
+        Padding(16),
+        Padding(4),
+        "g3enable" / Flag,
+        "tmoe" / Flag,
+        "disp" / Flag,
+        "swpp" / Flag,
+        Padding(8),
+        "group_1_minimum_timeout" / Bytewise(Int16ub),
+        "group_2_minimum_timeout" / Bytewise(Int16ub),
+    ),
+    {"group_1_minimum_timeout": SECONDS, "group_2_minimum_timeout": SECONDS},
+    {},
+    CD,
+)
+
+# MMC-6 annex of legacy pages: what it reads, how the medium gets in and out. Speeds are in 1000 bytes a second and
+# those of no real drive: "as fast as can be said".
+CAPABILITIES: Final = ModePage(
+    0x2A,
+    "CD/DVD Capabilities and Mechanical Status",
+    BitStruct(
+        Padding(2),
+        "dvd_ram_read" / Flag,
+        "dvd_r_read" / Flag,
+        "dvd_rom_read" / Flag,
+        "method_2" / Flag,
+        "cd_rw_read" / Flag,
+        "cd_r_read" / Flag,
+        Padding(8),  # writes nothing
+        Padding(8),  # plays no audio, and one session is all
+        Padding(8),  # neither audio extraction nor subchannels
+        "loading_mechanism" / BitsInteger(3),
+        Padding(1),
+        "eject" / Flag,
+        "prevent_jumper" / Flag,
+        "lock_state" / Flag,
+        "lock" / Flag,
+        Padding(8),
+        "maximum_read_speed" / Bytewise(Int16ub),
+        "volume_levels" / Bytewise(Int16ub),
+        "buffer_kib" / Bytewise(Int16ub),
+        "current_read_speed" / Bytewise(Int16ub),
+        Padding(8),
+        Padding(8),
+        Padding(16),
+        Padding(16),
+        Padding(16),
+    ),
+    {
+        "dvd_rom_read": 1,
+        "loading_mechanism": 1,
+        "eject": 1,
+        "lock": 1,
+        "maximum_read_speed": 0xFFFF,
+        "current_read_speed": 0xFFFF,
+    },
+    {},
+    CD,
 )
 
 PAGES: Final[tuple[ModePage, ...]] = (
@@ -239,8 +327,11 @@ PAGES: Final[tuple[ModePage, ...]] = (
     CACHING,
     CONTROL,
     CONTROL_EXTENSION,
+    CD_DEVICE_PARAMETERS,
     POWER_CONDITION,
     INFORMATIONAL_EXCEPTIONS_CONTROL,
+    TIMEOUT_AND_PROTECT,
+    CAPABILITIES,
 )
 
 BY_KEY: Final = {page.key: page for page in PAGES}

@@ -102,6 +102,12 @@ class ITL:
     """what WRITE BUFFER left for READ BUFFER"""
     copies: Copies = field(default_factory=OrderedDict)
     """what RECEIVE COPY RESULTS may ask for"""
+    prevents_removal: bool = False
+    """PREVENT ALLOW MEDIUM REMOVAL"""
+    media_event: int = 0
+    """of GET EVENT STATUS NOTIFICATION: what it has not been told yet"""
+    feature_change: bool = False
+    """likewise, that features are current which were not, or are no more"""
 
     def establish(self, code: SenseCode) -> None:
         """Establishes a unit attention condition."""
@@ -124,6 +130,7 @@ class ITL:
 
     def lost(self) -> None:
         """SAM-5 6.3.4, for a nexus whose tasks have ended: should it come back it learns of it."""
+        self.prevents_removal = False
         self.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
 
     def clear(self, code: SenseCode) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""START STOP UNIT (SBC-4 5.31): started and stopped, and the power conditions. The medium stays where it is."""
+"""START STOP UNIT (SBC-4 5.31): started and stopped, and the power conditions. What moves the medium is `removable`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from vhost_scsi.scsi import removable
 from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
 from vhost_scsi.scsi.readiness import Power
 
@@ -55,15 +56,22 @@ def start_stop_unit(request: Request) -> bytes | Exclusive:
     if condition == START_VALID:
         if modifier:
             raise request.refuse("power_condition_modifier")
+        if request.row.field("loej") and request["loej"]:
+            return removable.load_or_eject(request)
         if request["start"]:
             unit.readiness.set_power(Power.ACTIVE)
             return b""
+        if unit.drive is not None:
+            # A medium that stops spins up again by itself when it is asked for anything, as initiators expect.
+            return removable.stop(request)
         return b"" if unit.stopped else _stop(unit, flush=flush)
     if condition == LU_CONTROL:
         # The timers take over again; none of them is enabled.
         return b""
     power = CONDITIONS.get((condition, modifier))
     if power is None:
+        if not unit.definition.strict:
+            return b""
         known = any(condition == each for each, _ in CONDITIONS)
         raise request.refuse("power_condition_modifier" if known else "power_condition")
     if power is Power.ACTIVE:

@@ -77,4 +77,6 @@ def report_supported_operation_codes(request: Request) -> bytes:
         row = None
     if row is not None and not request.logical_unit.offers(row):
         row = None
+    if row is not None:
+        row = request.logical_unit.as_offered(row)
     return _one_command(row, timeouts=timeouts)

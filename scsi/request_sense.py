@@ -9,5 +9,8 @@ from vhost_scsi.scsi.sense import Sense
 @handles("request_sense")
 def request_sense(request: Request) -> bytes:
     code = request.itl.take()
-    told = request.logical_unit.readiness.sense() if code is None else Sense(code)
+    unit = request.logical_unit
+    if code is None and unit.drive is not None:
+        code = unit.drive.why_absent()
+    told = unit.readiness.sense() if code is None else Sense(code)
     return sense_data.build(told, descriptor=bool(request["desc"]))

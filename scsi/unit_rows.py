@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of commands about the unit itself (SPC-5 6, SBC-4 5), served by Python handlers.
 
-No bit is set for what we do not do (PMI, LOEJ of a unit that cannot be removed, NACA): it is refused, not ignored.
+No bit is set for what we do not do (PMI, NACA): it is refused, not ignored.
 """
 
 from typing import Final
@@ -10,11 +10,14 @@ from vhost_scsi.scsi.command import (
     ANY,
     ATTENTIVE,
     CONTROLS,
+    DISK_AND_CD,
     DISK_AND_WELL_KNOWN,
+    WITH_MEDIUM,
     Access,
     Command,
     Conflict,
     Direction,
+    Feature,
     Field,
     allocation,
     parameter_list,
@@ -62,6 +65,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         parameter_list_max=0xFF,
         conflict=Conflict.WRITE,
         access=Access.STANDBY,
+        device_types=DISK_AND_CD,
     ),
     python(
         "MODE SENSE(6)",
@@ -72,6 +76,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         (_DBD, *_PAGE, allocation(4, 1)),
         conflict=Conflict.WRITE,
         access=Access.STANDBY,
+        device_types=DISK_AND_CD,
     ),
     # SBC-4 table 13: conflicts unless START is one.
     python(
@@ -85,13 +90,15 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
             Field("power_condition_modifier", 3, mask=0x0F),
             Field("power_condition", 4, mask=0xF0),
             Field("no_flush", 4, mask=0x04),
+            Field("loej", 4, mask=0x02, requires=Feature.REMOVABLE),
             Field("start", 4, mask=0x01),
         ),
         direction=_NO_DATA,
         conflict=Conflict.WRITE,
         conflicts_unless="start",
+        device_types=DISK_AND_CD,
     ),
-    python("READ CAPACITY(10)", 0x25, 10, ATTENTIVE, "read_capacity_10"),
+    python("READ CAPACITY(10)", 0x25, 10, WITH_MEDIUM, "read_capacity_10", device_types=DISK_AND_CD),
     python(
         "MODE SELECT(10)",
         0x55,
@@ -103,6 +110,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         parameter_list_max=PARAMETER_LIST_BYTES - 1,
         conflict=Conflict.WRITE,
         access=Access.STANDBY,
+        device_types=DISK_AND_CD,
     ),
     python(
         "MODE SENSE(10)",
@@ -113,12 +121,13 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         (Field("llbaa", 1, mask=0x10), _DBD, *_PAGE, allocation(7, 2)),
         conflict=Conflict.WRITE,
         access=Access.STANDBY,
+        device_types=DISK_AND_CD,
     ),
     python(
         "READ CAPACITY(16)",
         0x9E,
         16,
-        ATTENTIVE,
+        WITH_MEDIUM,
         "read_capacity_16",
         (allocation(10, 4),),
         service_action=0x10,
@@ -149,6 +158,7 @@ UNIT_ROWS: Final[tuple[Command, ...]] = (
         ),
         service_action=0x0C,
         conflict=Conflict.WRITE,
+        device_types=DISK_AND_CD,
     ),
     # SPC-5 5.17.2.4: these two are how an initiator finds its way out of every state.
     python(

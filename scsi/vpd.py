@@ -182,7 +182,7 @@ def _designator(association: int, kind: int, code_set: int, value: bytes, protoc
 
 
 def _supported_pages(unit: LogicalUnit, port: TargetPort) -> bytes:
-    return bytes(row.code for row in PAGES)
+    return bytes(row.code for row in pages_of(unit))
 
 
 def _unit_serial_number(unit: LogicalUnit, port: TargetPort) -> bytes:
@@ -388,7 +388,14 @@ PAGES: Final[tuple[VpdPage, ...]] = (
     VpdPage(0xB7, "Block Limits Extension", _block_limits_extension),
 )
 
+DEVICE_TYPE_SPECIFIC: Final = 0xB0
 _BY_CODE: Final = {row.code: row for row in PAGES}
+
+
+def pages_of(unit: LogicalUnit) -> list[VpdPage]:
+    """SPC-5 7.7: pages from B0h on belong to the device type; those we have are a disk's."""
+    is_disk = unit.definition.device_type is DeviceType.DISK
+    return [page for page in PAGES if is_disk or page.code < DEVICE_TYPE_SPECIFIC]
 
 
 def find(code: int) -> VpdPage | None:
@@ -397,5 +404,7 @@ def find(code: int) -> VpdPage | None:
 
 def build(page: VpdPage, unit: LogicalUnit, port: TargetPort) -> bytes:
     """The whole page with its header."""
-    built: bytes = PAGE.build({"peripheral": DeviceType.DISK, "code": page.code, "data": page.build(unit, port)})
+    built: bytes = PAGE.build(
+        {"peripheral": unit.definition.device_type, "code": page.code, "data": page.build(unit, port)}
+    )
     return built

@@ -84,6 +84,11 @@ UNITS: dict[str, dict[str, Any]] = {
     "SCSI.WriteSame10.ZeroBlocks": {"wsnz": False},
     "SCSI.WriteSame16.ZeroBlocks": {"wsnz": False},
     "SCSI.ReadOnly.ReadOnlySBC": {"read_only": True},
+    **{f"SCSI.PreventAllow.{name}": {"removable": True} for name in SUITES["SCSI.PreventAllow"]},
+    "SCSI.StartStopUnit.NoLoej": {"removable": True},
+    # It wants GOOD for reserved power conditions, too.
+    "SCSI.StartStopUnit.PwrCnd": {"removable": True, "strict": False},
+    "SCSI.StartStopUnit.Simple": {"removable": True},
 }
 
 

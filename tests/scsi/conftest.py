@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from vhost_scsi.scsi import sense, sense_data
-from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH
+from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH, Command, DeviceType, Feature
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
 from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support
@@ -252,9 +252,18 @@ def make_lu(loop):
     return lambda **medium: Rig(loop, **medium)
 
 
+DRIVE = {"device_type": DeviceType.CD_DVD, "removable": True, "read_only": True, "block_size": 2048}
+
+
 @pytest.fixture
-def lu(make_lu):
-    return make_lu()
+def lu(make_lu, request):
+    """A disk; for a test with a `row` of its own that a fixed disk does not have, a unit that has it."""
+    callspec = getattr(request.node, "callspec", None)
+    row = callspec.params.get("row") if callspec else None
+    if not isinstance(row, Command) or DeviceType.DISK in row.device_types:
+        features = {row.requires, *(each.requires for each in row.fields)} if isinstance(row, Command) else set()
+        return make_lu(removable=Feature.REMOVABLE in features)
+    return make_lu(**DRIVE)
 
 
 @pytest.fixture(scope="session")

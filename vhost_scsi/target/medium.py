@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core
 from vhost_scsi.scsi import limits, sense
+from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support
 from vhost_scsi.scsi.sense import CheckCondition
 from vhost_scsi.stores import Store, StoreError
@@ -28,7 +29,9 @@ class LuSpec:
     """What a user says of a logical unit. `block_size` in bytes, a power of two from 512 on; `write_cache` is WCE's
     default; `strict` refuses CDBs with reserved bits; `wsnz` refuses a WRITE SAME of zero blocks, which else goes
     to the end of the medium; `cdb32` serves READ(32) and its like; `overwrite_rate` bounds
-    what FORMAT UNIT and SANITIZE write, in bytes a second (0: nothing does)."""
+    what FORMAT UNIT and SANITIZE write, in bytes a second (0: nothing does). `removable`: its medium can be changed,
+    and there may be none at first; a CD or DVD drive (`device_type`) is always like that, has blocks of 2048 bytes and
+    only reads."""
 
     name: str
     uuid: UUID
@@ -41,6 +44,8 @@ class LuSpec:
     wsnz: bool = True
     cdb32: bool = False
     overwrite_rate: int = 0
+    device_type: DeviceType = DeviceType.DISK
+    removable: bool = False
 
 
 @contextmanager
@@ -57,7 +62,7 @@ class StoreMedium:
     def __init__(self, core: Core, spec: LuSpec, store: Store) -> None:
         self._core = core
         self._spec = spec
-        self.store: Final = store
+        self.store = store
         self._write_cache = True
         self._descriptor_sense = False
         self.lu: CData | None = None

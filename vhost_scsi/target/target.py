@@ -40,9 +40,9 @@ class Target:
 
     # ---- building --------------------------------------------------------------------------------------------------
 
-    async def add_lu(self, spec: LuSpec, store: Store, saved: SavedState | None = None) -> Unit:
-        """Takes the store over. `saved`: where the unit keeps what outlives the process; nowhere unless given. Raises
-        ConfigError (the store is then still the caller's)."""
+    async def add_lu(self, spec: LuSpec, store: Store | None, saved: SavedState | None = None) -> Unit:
+        """Takes the store over; a removable unit needs none. `saved`: where the unit keeps what outlives the process;
+        nowhere unless given. Raises ConfigError (the store is then still the caller's)."""
         if spec.name in self.units:
             raise ConfigError(f"logical unit {spec.name} is there already")
         unit = Unit(self.core, spec, store, saved)

@@ -15,10 +15,13 @@ from uuid import UUID
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError, VhostScsiError
+from vhost_scsi.scsi.commands import DeviceType
+from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
+from vhost_scsi.scsi.removable import Drive
 from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.sense import CheckCondition
-from vhost_scsi.stores import Store
+from vhost_scsi.stores import Store, open_store
 from vhost_scsi.target.medium import LuSpec, StoreMedium
 
 if TYPE_CHECKING:
@@ -46,12 +49,17 @@ class LuStats:
 class Unit:
     """A logical unit of a target. Made by `Target.add_lu`."""
 
-    def __init__(self, core: Core, spec: LuSpec, store: Store, saved: SavedState | None = None) -> None:
+    def __init__(self, core: Core, spec: LuSpec, store: Store | None = None, saved: SavedState | None = None) -> None:
+        filled = store is not None
+        if store is None:
+            if not (spec.removable or spec.device_type is DeviceType.CD_DVD):
+                raise ConfigError(f"logical unit {spec.name} has no store, and is not removable")
+            store = _nothing(core, spec)
         self.spec: Final = spec
-        self.store: Final = store
+        self.store = store
         self._core = core
         medium = StoreMedium(core, spec, store)
-        _check_size(spec, store, medium)
+        _check_size(spec, store)
         self.cookie: Final = core.cookie()
         out = ffi.new("vs_lu **")
         err = lib.vs_lu_create(core.handle, medium.params(self.cookie), store.handle, out)
@@ -61,14 +69,19 @@ class Unit:
         medium.lu = self.handle
         self._medium = medium
         self.gate: Final[Gate] = core.gate(self.handle)
+        is_drive = spec.device_type is DeviceType.CD_DVD
         definition = LuDefinition(
             spec.name,
             spec.uuid,
+            product="SCSI CD-ROM" if is_drive else "SCSI DISK",
             write_cache=spec.write_cache,
             strict=spec.strict,
             wsnz=spec.wsnz,
             cdb32=spec.cdb32,
             overwrite_rate=spec.overwrite_rate,
+            device_type=spec.device_type,
+            removable=spec.removable or is_drive,
+            filled=filled,
         )
         self.logical_unit: Final = LogicalUnit(definition, medium, self.gate, saved)
         self._resets = 0
@@ -102,7 +115,8 @@ class Unit:
 
     @property
     def num_blocks(self) -> int:
-        return self.logical_unit.medium.num_blocks
+        """0 where nothing is in the drive"""
+        return self.logical_unit.medium.num_blocks if self.drive is None or self.drive.filled else 0
 
     @property
     def read_only(self) -> bool:
@@ -129,6 +143,8 @@ class Unit:
                 f"logical unit {self.name}: size {size} is not a multiple of the block size {self.block_size}"
             )
         async with self.logical_unit.held():
+            if self.drive is not None and not self.drive.filled:
+                raise ConfigError(f"logical unit {self.name} has no medium")
             before = self.num_blocks
             try:
                 self.store.resize(size)
@@ -140,22 +156,91 @@ class Unit:
                 self.logical_unit.capacity_changed()
         return self.num_blocks * self.block_size
 
-    async def close(self) -> None:
-        """Nothing is mapped any more: ends what is left and destroys the unit and its store."""
-        await self.logical_unit.close()
-        await self._core.quiesce(lib.vs_lu_pins(self.handle), self)
+    # ---- the medium of a removable unit ----------------------------------------------------------------------------
+
+    @property
+    def drive(self) -> Drive | None:
+        return self.logical_unit.drive
+
+    def _removable(self) -> Drive:
+        if self.drive is None:
+            raise ConfigError(f"logical unit {self.name} is not removable")
+        return self.drive
+
+    async def eject(self, *, force: bool = False) -> bool:
+        """Opens the drive, takes the medium out and closes its store; whether there was one. Raises ConfigError while
+        an initiator prevents it, unless `force`: it is told that somebody wants the medium."""
+        drive = self._removable()
+        async with self.logical_unit.held():
+            if drive.locked and not force and not drive.open:
+                drive.ask_for_ejection()
+                raise ConfigError(
+                    f"logical unit {self.name}: its initiator prevents the removal of the medium; it has been asked "
+                    "to let go, and --force takes the medium out all the same"
+                )
+            if self.logical_unit.readiness.operation is not None:
+                raise ConfigError(f"logical unit {self.name}: its medium is being formatted or sanitized")
+            there = drive.filled
+            if there:
+                await self._flush_for_the_last_time()
+                drive.take_out()
+                self._exchange(_nothing(self._core, self.spec))
+            else:
+                drive.take_out()
+        return there
+
+    async def insert(self, store: Store) -> None:
+        """Puts a medium in and closes the drive; it takes the store over. Raises ConfigError (the store is then still
+        the caller's) where there is a medium already or the store does not suit the unit."""
+        drive = self._removable()
+        _check_size(self.spec, store)
+        async with self.logical_unit.held():
+            if drive.present:
+                raise ConfigError(f"logical unit {self.name} has a medium: eject it first")
+            self._exchange(store)
+            # What a FORMAT UNIT left behind went with its medium.
+            self.logical_unit.readiness.end()
+            self.logical_unit.read_only_changed()
+            drive.put_in()
+
+    async def load(self) -> None:
+        """Closes the drive with what lies in it."""
+        drive = self._removable()
+        async with self.logical_unit.held():
+            drive.load()
+
+    async def _flush_for_the_last_time(self) -> None:
         if not self.store.info.read_only and not self.logical_unit.medium.flush_failed:
             try:
                 await self.logical_unit.medium.flush()
             except CheckCondition:
                 self._core.log.error("logical unit %s: the last flush failed", self.name)
+
+    def _exchange(self, store: Store) -> None:
+        """Nothing is in flight."""
+        old, self.store, self._medium.store = self.store, store, store
+        lib.vs_lu_set_store(self.handle, store.handle)
+        self._medium.apply()
+        self.gate.open(GateBit.STORE_FAILED)
+        old.close()
+
+    async def close(self) -> None:
+        """Nothing is mapped any more: ends what is left and destroys the unit and its store."""
+        await self.logical_unit.close()
+        await self._core.quiesce(lib.vs_lu_pins(self.handle), self)
+        await self._flush_for_the_last_time()
         await self.gate.retire()
         self._core.unlisten(lib.VS_UP_STORE_FAILED, self.cookie)
         lib.vs_lu_destroy(self.handle)
         self.store.close()
 
 
-def _check_size(spec: LuSpec, store: Store, medium: StoreMedium) -> None:
+def _nothing(core: Core, spec: LuSpec) -> Store:
+    """What the data plane has in place of a medium; nobody reads it."""
+    return open_store(f"null:{spec.block_size}", core)
+
+
+def _check_size(spec: LuSpec, store: Store) -> None:
     size = store.info.size
     if spec.block_size < 512 or spec.block_size & (spec.block_size - 1) or spec.block_size > 1 << 20:
         raise ConfigError(
