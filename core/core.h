@@ -472,10 +472,12 @@ struct vs_lu {
 	_Atomic uint32_t wce, d_sense, unmap;
 	_Atomic uint32_t bad_blocks; /* how many are marked: bad.c */
 	uint32_t block_shift;
-	uint32_t max_unmap_blocks, max_unmap_descriptors, max_write_same_blocks, max_transfer_blocks, max_atomic_blocks;
+	/* What every command looks at ends here, within the cache line of the gate. */
+	uint32_t max_transfer_blocks;
 	bool lenient;             /* reserved bits of a CDB are not looked at */
 	bool cdb32;               /* CDBs of 32 bytes are served */
 	bool wsnz;                /* a WRITE SAME of zero blocks is refused */
+	uint32_t max_unmap_blocks, max_unmap_descriptors, max_write_same_blocks, max_atomic_blocks;
 	uint64_t cookie;
 	struct vs_core *core;
 	struct vs_pins pins;      /* tasks that C executes */

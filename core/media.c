@@ -156,7 +156,8 @@ static void account(struct vs_task *t)
 	case VS_MEDIA_READ:
 		vs_count(&s->reads, 1);
 		vs_count(&s->read_bytes, t->transferred);
-		vs_count(&s->read_errors, !good && t->medium_error);
+		if (vs_unlikely(t->medium_error))
+			vs_count(&s->read_errors, 1);
 		break;
 	case VS_MEDIA_WRITE_AND_VERIFY:
 		vs_count(&s->verifies, 1);
@@ -167,12 +168,14 @@ static void account(struct vs_task *t)
 	case VS_MEDIA_ORWRITE:
 		vs_count(&s->writes, 1);
 		vs_count(&s->write_bytes, t->transferred);
-		vs_count(&s->write_errors, !good && t->medium_error);
+		if (vs_unlikely(t->medium_error))
+			vs_count(&s->write_errors, 1);
 		break;
 	case VS_MEDIA_VERIFY:
 		vs_count(&s->verifies, 1);
 		vs_count(&s->verify_bytes, good ? t->m.length : 0);
-		vs_count(&s->verify_errors, !good && t->medium_error);
+		if (vs_unlikely(t->medium_error))
+			vs_count(&s->verify_errors, 1);
 		break;
 	case VS_MEDIA_SYNCHRONIZE_CACHE:
 		vs_count(&s->flushes, 1);

@@ -78,12 +78,12 @@ static bool check_reserved(struct vs_task *t)
 {
 	uint32_t length = t->row->cdb_len;
 
+	/* Two words, which overlap, cover most commands. */
+	if (vs_likely(length >= 8 && length <= 16 && !(reserved_bits(t, 0) | reserved_bits(t, length - 8))))
+		return SUBMIT;
 	if (vs_unlikely(length == 32 && !t->lu->cdb32))
 		return vs_media_illegal(t, VS_ASC_INVALID_COMMAND_OPERATION_CODE);
 	if (vs_unlikely(t->lu->lenient))
-		return SUBMIT;
-	/* Two words, which overlap, cover most commands. */
-	if (vs_likely(length >= 8 && length <= 16 && !(reserved_bits(t, 0) | reserved_bits(t, length - 8))))
 		return SUBMIT;
 	for (uint32_t i = 1; i < length; i++) {
 		uint8_t bad = (uint8_t)(t->cdb[i] & ~t->row->usage[i]);
@@ -152,8 +152,6 @@ static bool check_limit(struct vs_task *t)
 		if (!limit) /* the store cannot: then the command is not there, SPC-5 4.2.1 */
 			return vs_media_illegal(t, VS_ASC_INVALID_COMMAND_OPERATION_CODE);
 		break;
-	case VS_MEDIA_READ:
-	case VS_MEDIA_WRITE:
 	case VS_MEDIA_WRITE_AND_VERIFY:
 	case VS_MEDIA_ORWRITE:
 		break;
@@ -172,9 +170,6 @@ static bool check_transfer(struct vs_task *t)
 	uint64_t block = block_of(t);
 
 	switch (t->row->media) {
-	case VS_MEDIA_READ:
-		return check_length(t, t->m.length, t->in_length);
-	case VS_MEDIA_WRITE:
 	case VS_MEDIA_WRITE_AND_VERIFY:
 	case VS_MEDIA_ORWRITE:
 		return check_length(t, t->m.length, t->out_length);
@@ -274,6 +269,38 @@ static bool check_kind(struct vs_task *t, uint64_t capacity)
 	}
 }
 
+/* Every other command that names a range. */
+static bool check_other(struct vs_task *t, uint64_t capacity)
+{
+	uint8_t op = t->row->media;
+
+	t->m.fua = 0;
+	if (check_kind(t, capacity) == ENDED || check_limit(t) == ENDED)
+		return ENDED;
+	/* "To the end of the medium" is known by now. */
+	t->m.length = t->m.blocks << t->lu->block_shift;
+	if (!t->m.blocks) {
+		/* SBC-4: a transfer length of zero is not an error; data that comes with it is, where it would be compared. */
+		if (op == VS_MEDIA_COMPARE_AND_WRITE && t->out_length)
+			return bad_blocks_field(t);
+		return ENDED;
+	}
+	return check_transfer(t);
+}
+
+/* READ and WRITE, which is nearly everything: what stands below for all commands, without asking which one it is. */
+static inline bool check_plain(struct vs_task *t, uint64_t have)
+{
+	uint32_t limit = t->lu->max_transfer_blocks;
+
+	t->m.fua = t->row->cdb_len > 6 && (t->cdb[flags_at(t)] & 8);
+	if (vs_unlikely(limit && t->m.blocks > limit))
+		return bad_blocks_field(t);
+	if (vs_unlikely(!t->m.blocks))
+		return ENDED;
+	return check_length(t, t->m.length, have);
+}
+
 bool vs_media_check(struct vs_task *t)
 {
 	uint64_t capacity = atomic_load_explicit(&t->lu->num_blocks, memory_order_relaxed);
@@ -287,21 +314,16 @@ bool vs_media_check(struct vs_task *t)
 	parse_extent(t);
 	if (vs_unlikely(t->m.lba > capacity || t->m.blocks > capacity - t->m.lba))
 		return vs_media_out_of_range(t, vs_max(t->m.lba, capacity));
-	t->m.fua = 0;
-	if (op == VS_MEDIA_SYNCHRONIZE_CACHE)
-		return SUBMIT; /* zero blocks: to the end, SBC-4 5.22 */
-	if (check_kind(t, capacity) == ENDED || check_limit(t) == ENDED)
-		return ENDED;
 	t->m.offset = t->m.lba << t->lu->block_shift;
 	t->m.length = t->m.blocks << t->lu->block_shift;
-	if (!t->m.blocks) {
-		/* SBC-4: a transfer length of zero is not an error; data that comes with it is, where it would be compared. */
-		if (op == VS_MEDIA_COMPARE_AND_WRITE && t->out_length)
-			return bad_blocks_field(t);
+	if (op == VS_MEDIA_SYNCHRONIZE_CACHE)
+		return SUBMIT; /* zero blocks: to the end, SBC-4 5.22 */
+	if (vs_likely(op == VS_MEDIA_READ || op == VS_MEDIA_WRITE)) {
+		if (vs_unlikely(check_plain(t, op == VS_MEDIA_READ ? t->in_length : t->out_length) == ENDED))
+			return ENDED;
+	} else if (check_other(t, capacity) == ENDED) {
 		return ENDED;
 	}
-	if (check_transfer(t) == ENDED)
-		return ENDED;
 	if (vs_unlikely(atomic_load_explicit(&t->lu->bad_blocks, memory_order_relaxed)) && reads(op) && vs_bad_first(t->lu, t->m.lba, t->m.blocks, &bad))
 		return vs_media_marked_bad(t, bad);
 	return SUBMIT;
