@@ -260,11 +260,13 @@ class RareHandler:
             LOG.exception("iscsi: task management failed")
             response = TaskResponse.REJECTED
         cold = function is TaskFunction.TARGET_COLD_RESET and response is TaskResponse.COMPLETE
+        # Those that were there: who has the answer may log in anew, and stays.
+        sessions = self._node.sessions.of_target(connection.session.target_name)
         self._task_response(connection, request, response, final=cold)
         if cold:
             # 11.5.1: all connections to the target are ended. The one with the answer goes as soon as that is out.
             await self._keeper.end_connection(connection, RemoveReason.ADMINISTRATIVE)
-            await self._end_sessions(self._node.sessions.of_target(connection.session.target_name))
+            await self._end_sessions(sessions)
 
     def _task_response(
         self, connection: Connection, request: TaskManagementRequest, response: TaskResponse, *, final: bool = False

@@ -323,6 +323,18 @@ def test_a_cold_reset_ends_all_sessions_of_the_target(serve: Callable[..., Live]
         assert elsewhere.text_request([]).final
 
 
+def test_who_comes_back_after_a_cold_reset_stays(live: Live, initiator: Client) -> None:
+    live.plane.hold_close = live.thread.run(asyncio.Event)
+    assert manage(initiator, 7).bhs[2] == 0
+    with live.connect() as again:
+        assert again.login(isid=b"\x80\0\0\0\0\2").status == (0, 0)
+        live.wait_for(lambda: live.node.sessions.connections == 1, "the one that came back")
+        live.thread.run(live.plane.hold_close.set)
+        assert initiator.closed()
+        live.wait_for(lambda: len(live.node.sessions) == 1, "the end of the old session")
+        assert again.text_request([]).final
+
+
 def test_task_management_is_bounded(live: Live, initiator: Client) -> None:
     live.scsi.hold = live.thread.run(asyncio.Event)
     for number in range(33):
