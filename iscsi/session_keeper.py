@@ -26,9 +26,12 @@ from vhost_scsi.iscsi.full_feature import (
 from vhost_scsi.iscsi.login import Login, LoginRefused
 from vhost_scsi.iscsi.node import Node
 from vhost_scsi.iscsi.sessions import Connection, NexusKey, Session
+from vhost_scsi.log_limit import LimitedLog
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
 FINAL_RESPONSE_TIMEOUT: Final = 5.0  # seconds; it is a few hundred bytes, and the initiator waits for it
+LOG_INTERVAL: Final = 10.0  # seconds, in which of logins and of ends
+LOG_BURST: Final = 32  # lines of each kind are written
 
 
 class SessionKeeper:
@@ -39,7 +42,12 @@ class SessionKeeper:
         self._full_feature = full_feature
         self._locks: dict[NexusKey, tuple[asyncio.Lock, list[None]]] = {}
         self._coming = 0
+        # Who may log in decides how often.
+        self._log = LimitedLog(LOG, LOG_INTERVAL, burst=LOG_BURST)
         self.on_registered: Callable[[Connection], None] = lambda connection: None
+
+    def _say(self, kind: str, text: str) -> None:
+        self._log.say(logging.INFO, kind, f"iscsi: {text}")
 
     @property
     def establishing(self) -> bool:
@@ -81,7 +89,7 @@ class SessionKeeper:
         if old is not None:
             _check_same_user(login, old)
             # 6.3.5: session reinstatement: the same initiator port comes anew, and the old session ends first.
-            LOG.info("iscsi: session %d of %s is reinstated", old.tsih, old.initiator)
+            self._say("reinstated", f"session {old.tsih} of {old.initiator} is reinstated")
             await self._close(old)
         self._check_room_for_connection()
         if len(sessions) >= limits.sessions:
@@ -161,8 +169,8 @@ class SessionKeeper:
         login.negotiation.restart()
         connection = Connection(session, login.asks.cid, peer, local, login.negotiation, handle, max_send)
         self._node.sessions.add_connection(connection)
-        LOG.info(
-            "iscsi: %s logged in from %s: session %d, connection %d", session.initiator, peer, session.tsih, params.cid
+        self._say(
+            "login", f"{session.initiator} logged in from {peer}: session {session.tsih}, connection {params.cid}"
         )
         self.on_registered(connection)
         return connection
@@ -191,7 +199,8 @@ class SessionKeeper:
 
     async def _drop(self, connection: Connection, reason: RemoveReason) -> None:
         self._node.sessions.remove_connection(connection)
-        LOG.info("iscsi: connection %d of session %d ended: %s", connection.cid, connection.session.tsih, reason.value)
+        session = connection.session
+        self._say("connection", f"connection {connection.cid} of session {session.tsih} ended: {reason.value}")
         await self._full_feature.remove_connection(connection.handle, reason)
 
     async def _close(self, session: Session) -> None:
@@ -203,7 +212,7 @@ class SessionKeeper:
             await self._full_feature.close_session(session.handle)
         finally:
             self._node.sessions.remove(session)
-            LOG.info("iscsi: session %d of %s ended", session.tsih, session.initiator)
+            self._say("session", f"session {session.tsih} of {session.initiator} ended")
 
     @asynccontextmanager
     async def _alone(self, key: NexusKey) -> AsyncIterator[None]:

@@ -52,3 +52,13 @@ def test_kinds_do_not_silence_each_other(log: LimitedLog, caplog: pytest.LogCapt
     log.say(logging.WARNING, "a", "one")
     log.say(logging.WARNING, "b", "two")
     assert said(caplog) == ["one", "two"]
+
+
+def test_a_group_of_lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log = LimitedLog(logging.getLogger("limited"), clock=clock, burst=3)
+    for number in range(5):
+        log.say(logging.INFO, "a", str(number))
+    clock.now += 1.0
+    log.say(logging.INFO, "a", "later")
+    assert said(caplog) == ["0", "1", "2", "later (2 more since)"]

@@ -18,7 +18,7 @@ from tests.iscsi.client import FULL_FEATURE, INITIATOR, OPERATIONAL, TARGET, Cli
 from tests.iscsi.data_plane import FakeDataPlane, FakeScsi
 from tests.iscsi.rig import Live, make_node
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.iscsi import server
+from vhost_scsi.iscsi import server, session_keeper
 from vhost_scsi.iscsi.auth import AuthPolicy, ChapUser
 from vhost_scsi.iscsi.chap import Algorithm
 from vhost_scsi.iscsi.full_feature import ConnectionEvent, EventKind, RemoveReason
@@ -318,6 +318,19 @@ def test_another_portal_group_is_another_port(serve: Callable[..., Live]) -> Non
         # The same initiator name and ISID at another portal group are another I_T nexus: no reinstatement.
         assert third.login().status == (0, 0)
         assert len(live.plane.open_sessions) == 2
+
+
+def test_logins_do_not_fill_the_log(
+    serve: Callable[..., Live], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_keeper, "LOG_INTERVAL", 3600.0)
+    live = serve(make_node())
+    caplog.set_level("INFO")
+    for _ in range(40):
+        with live.connect() as initiator:
+            initiator.login(None)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("logged in" in line for line in lines) == session_keeper.LOG_BURST
 
 
 def test_session_reinstatement(live: Live) -> None:
