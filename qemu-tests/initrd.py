@@ -19,7 +19,8 @@ from pathlib import Path
 from debian import BuildError, cache_dir, cache_lock, recipe_key, rootfs, rootfs_key, run_tool, scratch_dir
 
 MODULES = (
-    "virtio_pci", "virtio_scsi", "sd_mod", "sg", "sr_mod", "ext4", "sym53c8xx", "crc32c_generic", "crct10dif_generic",
+    "virtio_pci", "virtio_scsi", "sd_mod", "sg", "sr_mod", "isofs", "ext4", "sym53c8xx", "crc32c_generic",
+    "crct10dif_generic",
 )  # fmt: skip
 LOADED = ("virtio_pci", "virtio_scsi", "sd_mod", "sg")
 
