@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vhost_scsi.scsi import log_pages, mode_pages, vpd
-from vhost_scsi.scsi.commands import COMMANDS, Command, Feature
+from vhost_scsi.scsi.commands import COMMANDS, Command, DeviceType, Feature
 from vhost_scsi.scsi.sense import SENSE_CODES
 
 COLUMNS: Final = 2
@@ -57,7 +57,10 @@ def _commands(facts: str) -> list[str]:
     rows = []
     for row in COMMANDS:
         found = marks.get((row.opcode, row.service_action)) or marks.get((row.opcode, None)) or [" "] * len(names)
-        rows.append([code_of(row), row.name, NEEDS.get(row.requires, row.requires.name.lower()), *found])
+        needs = NEEDS.get(row.requires, row.requires.name.lower())
+        if DeviceType.DISK not in row.device_types:
+            needs = "type=cdrom"
+        rows.append([code_of(row), row.name, needs, *found])
     return _table(["code", "command", "needs", *names], rows)
 
 
