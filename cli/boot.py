@@ -195,7 +195,7 @@ class _Boot:
         try:
             return await self._with_guest(service)
         finally:
-            with drain_limit(DRAIN_TIMEOUT):
+            with drain_limit(DRAIN_TIMEOUT, service.unlink):
                 await service.close()
 
     async def _with_guest(self, service: Service) -> dict[str, Any]:

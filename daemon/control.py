@@ -137,12 +137,16 @@ class ControlServer:
         await self.hang_up()
         if self._sock is not None:
             self._sock.close()
+        self.unlink()
+        self._unlock()
+
+    def unlink(self) -> None:
+        """Removes the path if it is still ours."""
         if self._inode is not None and _inode(self.path) == self._inode:
             os.unlink(self.path)
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}.lock")
         self._inode = None
-        self._unlock()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -17,9 +17,10 @@ import signal
 import threading
 import time
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
+from uuid import UUID
 
 from vhost_scsi import __version__
 from vhost_scsi.daemon import config_save, control, methods, state, systemd, units
@@ -34,6 +35,7 @@ from vhost_scsi.daemon.takeover import take_over
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.errors import ConfigError, VhostScsiError
 from vhost_scsi.scsi.commands import DeviceType
+from vhost_scsi.stores import Store
 from vhost_scsi.target import LuSpec, Port, Target, Unit
 from vhost_scsi.vhost_user.device import VirtioScsiDevice
 from vhost_scsi.vhost_user.server import Server
@@ -105,8 +107,10 @@ class Service:
     async def start(self) -> None:
         """Builds everything; on an error what was built is gone again. Rings are served when this returns."""
         try:
-            await self._start()
+            async with self.changing:
+                await self._start()
         except BaseException:
+            self._closing = True
             await self._exits.aclose()
             raise
 
@@ -132,7 +136,8 @@ class Service:
         self._exits.push_async_callback(self._blobs.close)
         self.target = Target(self.core, self._kept)
         self._exits.push_async_callback(self.target.close)
-        await self._add_units()
+        units.check_shared(self.config.lu)
+        await self.add_units(self.config.lu)
         await self._add_ports()
         for serving in self.ports.values():
             await serving.server.start()
@@ -168,19 +173,34 @@ class Service:
             return Path(self.config.state_dir)
         return state.default_directory(self.config.name)
 
-    async def _add_units(self) -> None:
-        units.check_shared(self.config.lu)
-        for name, lu in self.config.lu.items():
-            await self.add_unit(name, lu)
+    async def add_units(self, wanted: Mapping[str, LuConfig]) -> None:
+        """Opens the units' stores; ConfigError where one cannot be, and none is added then."""
+        opened: dict[str, Store | None] = {}
+        added: list[str] = []
+        try:
+            for name, lu in wanted.items():
+                opened[name] = None if lu.empty else await units.open_unit_store(self.core, name, lu)
+                # There can be thousands, and a signal must not have to wait for them all.
+                await asyncio.sleep(0)
+            nameless = {name: units.unit_identity(name, lu) for name, lu in wanted.items() if lu.uuid is None}
+            made = await asyncio.to_thread(self._kept.uuids_of, nameless)
+            for name, lu in wanted.items():
+                await self._add_unit(name, lu, lu.uuid or made[name], opened.pop(name))
+                added.append(name)
+        except BaseException:
+            for store in filter(None, opened.values()):
+                store.close()
+            for name in added:
+                await self.close_unit(name, self.target.hide_lu(name))
+            raise
 
-    async def add_unit(self, name: str, lu: LuConfig) -> None:
-        """Opens the unit's store; ConfigError where that cannot be done."""
-        store = None if lu.empty else await units.open_unit_store(self.core, name, lu)
+    async def _add_unit(self, name: str, lu: LuConfig, uuid: UUID, store: Store | None) -> None:
+        """Takes the store over, on an error to close it."""
         try:
             is_drive = lu.type == "cdrom"
             spec = LuSpec(
                 name=name,
-                uuid=lu.uuid or self._kept.uuid_of(name, units.unit_identity(name, lu)),
+                uuid=uuid,
                 block_size=lu.block_bytes,
                 write_cache=lu.wce,
                 read_only=lu.readonly or is_drive,
@@ -226,10 +246,10 @@ class Service:
             workers = tuple(wanted.workers) if wanted.workers else tuple(range(self.config.workers))
             queues = NO_REQUEST_QUEUES + wanted.num_queues
             device = VirtioScsiDevice(self.core, port, num_queues=queues, workers=workers)
+            self._exits.push_async_callback(device.close)
             here = [place for place in places if place.port == name]
             await port.map_all((place.target, place.lun, self.target.units[place.lu]) for place in here)
             server, where = self._server(name, device)
-            self._exits.push_async_callback(device.close)
             self._exits.push_async_callback(server.close)
             self.ports[name] = Serving(name, where, wanted.num_queues, port, device, server)
 
@@ -294,18 +314,45 @@ class Service:
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Everything, until a signal, a request or the end of the last connected descriptor."""
-        await self.start()
         with self._signals():
-            try:
-                ready()
-                systemd.notify("READY=1", f"MAINPID={os.getpid()}")
-                await self.wait()
-            finally:
-                # Whatever ended it: what was started is taken down, its sockets too.
-                systemd.notify("STOPPING=1")
-                with drain_limit(DRAIN_TIMEOUT):
-                    await self.close()
+            if await self._start_unless_stopped():
+                try:
+                    ready()
+                    systemd.notify("READY=1", f"MAINPID={os.getpid()}")
+                    await self.wait()
+                finally:
+                    # Whatever ended it: what was started is taken down, its sockets too.
+                    systemd.notify("STOPPING=1")
+                    with drain_limit(DRAIN_TIMEOUT, self.unlink):
+                        await self.close()
         _LOG.info("stopped")
+
+    async def _start_unless_stopped(self) -> bool:
+        """`start`, which takes a while where there are many units: who wants to stop does not wait for it. False: it
+        was stopped, and what was built is gone again."""
+        starting = asyncio.ensure_future(self.start())
+        stopping = asyncio.ensure_future(self.wait())
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                systemd.notify("STOPPING=1")
+                with drain_limit(DRAIN_TIMEOUT, self.unlink):
+                    starting.cancel()
+                    await asyncio.wait((starting,))
+        finally:
+            starting.cancel()
+            stopping.cancel()
+        if starting.cancelled():
+            return False
+        starting.result()
+        return True
+
+    def unlink(self) -> None:
+        """Removes the sockets' paths, as far as they are ours: for who ends without `close`, from any thread."""
+        for serving in self.ports.values():
+            serving.server.unlink()
+        if self._control is not None:
+            self._control.unlink()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -330,6 +377,8 @@ class Service:
 
     def _hang_up(self) -> None:
         async def reload() -> None:
+            async with self.changing:
+                pass  # a signal may come while it starts: there is nothing to change yet
             with contextlib.suppress(VhostScsiError):  # it was logged
                 await self.reload()
 
@@ -399,11 +448,14 @@ def same_file(one: str, other: str) -> bool:
 
 
 @contextlib.contextmanager
-def drain_limit(seconds: float) -> Iterator[None]:
-    """Ends the process when the body takes longer: in a thread, because the loop itself may be what hangs."""
+def drain_limit(seconds: float, tidy: Callable[[], None]) -> Iterator[None]:
+    """Ends the process when the body takes longer: in a thread, because the loop itself may be what hangs. `tidy`: what
+    is still done then, in that thread."""
 
     def give_up() -> None:
         _LOG.error("still not drained after %g s; ending without", seconds)
+        with contextlib.suppress(OSError):
+            tidy()
         logging.shutdown()
         os._exit(DrainTimeout.exit_code)
 

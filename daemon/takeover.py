@@ -102,13 +102,10 @@ async def take_over(service: Service, fresh: DaemonConfig, *, reread: bool) -> t
     units.check_shared(config.lu)
     known = None if reread else _known(service, config)
     made = None if config.iscsi is None else make_all(config.iscsi, config.iscsi_luns(), known)
-    added: list[str] = []
+    added = {name: lu for name, lu in config.lu.items() if name not in running.lu}
+    await service.add_units(added)
     change = None
     try:
-        for name, lu in config.lu.items():
-            if name not in running.lu:
-                await service.add_unit(name, lu)
-                added.append(name)
         if made is not None and service.iscsi is None:
             await service.start_iscsi(made)
         elif made is not None and service.iscsi is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run, Serve
+from tests.cli.conftest import COMMAND, TIMEOUT, Run, Serve
 from vhost_scsi.vhost_user.initiator import Initiator
 
 READ_10 = bytes.fromhex("28000000000000000100")
@@ -70,6 +71,30 @@ def test_a_signal_drains_and_cleans_up(serve: Serve, disk: Path, tmp_path: Path,
     assert "Traceback" not in served.log()
 
 
+def test_a_signal_during_the_start_cleans_up_too(environment: dict[str, str], disk: Path, tmp_path: Path) -> None:
+    # A lock of somebody else's keeps it starting.
+    with disk.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [*COMMAND, "serve", "--socket-path", tmp_path / "s", "--lun", "0:0=memory:1M", "--lun", f"0:1={disk}"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        control = tmp_path / "run" / "vhost-scsi" / "default.sock"
+        while not control.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    assert "READY" not in output
+    assert "stopped" in errors
+    assert not (tmp_path / "s").exists()
+    assert list(control.parent.iterdir()) == []
+
+
 def test_a_drain_waits_for_requests_in_flight(serve: Serve, disk: Path) -> None:
     served = serve("--lun", f"0:0=delay(write=1s):{disk}")
     with Initiator(served.socket) as initiator:
@@ -95,7 +120,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, disk: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_drain_is_bounded(serve: Serve, disk: Path) -> None:
+def test_a_drain_is_bounded(serve: Serve, disk: Path, tmp_path: Path) -> None:
     served = serve("--lun", f"0:0=delay(write=60s):{disk}")
     with Initiator(served.socket) as initiator:
         ready(initiator)
@@ -105,6 +130,8 @@ def test_a_drain_is_bounded(serve: Serve, disk: Path) -> None:
         assert served.stop() == 8
         assert 8 < time.monotonic() - started < 20
     assert "still not drained after 10 s" in served.log()
+    assert not served.socket.exists()
+    assert list((tmp_path / "run" / "vhost-scsi").iterdir()) == []
 
 
 def test_after_kill_9_a_new_one_takes_over(serve: Serve, disk: Path) -> None:

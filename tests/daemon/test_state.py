@@ -24,6 +24,32 @@ def test_a_uuid_is_made_once_and_kept(tmp_path: Path) -> None:
     assert first.version == 4
 
 
+def test_many_units_are_one_write_and_then_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renames: list[Path] = []
+    reads: list[Path] = []
+    rename, read_text = os.rename, Path.read_text
+
+    def noted_rename(source: Path, target: Path) -> None:
+        renames.append(target)
+        rename(source, target)
+
+    def noted_read(path: Path) -> str:
+        reads.append(path)
+        return read_text(path)
+
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(Path, "read_text", noted_read)
+    identities = {f"u{number}": "null:1M" for number in range(300)}
+    old = State(tmp_path).uuid_of("u7", "null:1M")
+    made = State(tmp_path).uuids_of(identities)
+    assert (len(set(made.values())), made["u7"]) == (300, old)
+    assert len(renames) == 2, "one for u7, one for all the others"
+    reads.clear()
+    assert State(tmp_path).uuids_of(identities) == made
+    assert (len(renames), len(reads)) == (2, 1)
+    assert State(tmp_path).uuids_of({}) == {}
+
+
 def test_another_name_or_another_store_is_another_disk(tmp_path: Path) -> None:
     kept = State(tmp_path)
     made = {kept.uuid_of("root", "file:/x"), kept.uuid_of("data", "file:/x"), kept.uuid_of("root", "file:/y")}

@@ -122,6 +122,16 @@ def test_close_unlinks_our_socket(backend: Any) -> None:
     assert not os.path.exists(backend.path)
 
 
+def test_unlink_takes_the_path_and_leaves_who_is_connected(backend: Any) -> None:
+    with backend.connect() as frontend:
+        backend.server.unlink()
+        assert not os.path.exists(backend.path)
+        Path(backend.path).touch()
+        backend.server.unlink()
+        assert os.path.exists(backend.path), "that one is somebody else's"
+        assert frontend.get_queue_num() == 6
+
+
 def test_close_leaves_a_socket_that_is_no_longer_ours(backend: Any) -> None:
     os.unlink(backend.path)
     with socket.socket(socket.AF_UNIX) as other:

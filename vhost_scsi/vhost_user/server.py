@@ -86,6 +86,10 @@ class Server:
             await asyncio.wait((self._task,))
         if self._sock is not None:
             self._sock.close()
+        self.unlink()
+
+    def unlink(self) -> None:
+        """Removes the path if it is still ours; who is connected stays."""
         if self._path is not None and self._inode is not None and _inode_of(self._path) == self._inode:
             os.unlink(self._path)
         self._inode = None
