@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import random
 import time
@@ -453,7 +454,8 @@ def test_a_buffer_in_memory_that_went_breaks_that_queue(live: Live) -> None:
         steps.close()
 
 
-def test_a_ring_whose_memory_goes_rests_until_it_comes_back(live: Live) -> None:
+def test_a_ring_whose_memory_goes_rests_until_it_comes_back(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vhost_scsi.data")
     end = live.end((0, 0, live.unit()))
     steps = Steps(end)
     try:
@@ -463,6 +465,8 @@ def test_a_ring_whose_memory_goes_rests_until_it_comes_back(live: Live) -> None:
         uses(steps.host, 4)
         steps.frontend.remove_mem_region(steps.region(0))
         assert not end.queue(2).started
+        live.wait_for(lambda: "rests" in caplog.text, "the line in the log")
+        assert "the driver broke" not in caplog.text, "no driver had a part in it"
         steps.frontend.add_mem_region(steps.region(0))
         live.wait_for(lambda: end.queue(2).started, "the ring's return")
         uses(steps.host, 4)

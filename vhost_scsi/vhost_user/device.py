@@ -474,6 +474,15 @@ class VirtioScsiDevice:
     # ---- errors and inspection -------------------------------------------------------------------------------------
 
     def _queue_error(self, up: Any) -> None:
+        if rule_name(-up.err) == "RING_UNMAPPED":
+            # Where a ring lies is looked at when it starts and when the map changes: it is the front end that took the
+            # memory away, and no rule is broken by that.
+            self._log.say(
+                logging.INFO,
+                "rests",
+                f"port {self.port.name}: {queue_name(up.aux)} rests: it is in no memory region now",
+            )
+            return
         self._say(up.aux, "stopped", -up.err)
 
     def _say(self, index: int, what: str, rule: int) -> None:
