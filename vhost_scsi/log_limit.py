@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A logger that says each kind of thing at most once a second, so that a hostile peer cannot fill a disk with our log; or
-so many times an interval, where lines come in groups.
+"""A logger that says each kind of thing at most once a second, so that a hostile peer cannot fill a disk with our log;
+or so many times an interval, where lines come in groups.
 
 What was kept back is counted and said with the next line of its kind. It chooses no level and formats nothing else.
 """
