@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vhost_scsi.scsi import removable
-from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
+from vhost_scsi.scsi.dispatch import Alongside, Exclusive, Request, handles
 from vhost_scsi.scsi.readiness import Power
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def _lower(unit: LogicalUnit, power: Power, *, flush: bool) -> bytes:
 
 
 @handles("start_stop_unit")
-def start_stop_unit(request: Request) -> bytes | Exclusive:
+def start_stop_unit(request: Request) -> bytes | Exclusive | Alongside:
     """IMMED only allows an early status; ours comes when all is done."""
     unit = request.logical_unit
     condition, modifier = request["power_condition"], request["power_condition_modifier"]

@@ -8,12 +8,13 @@ disk has no tray: one that was ejected is the same to it as an open tray with th
 
 from __future__ import annotations
 
+import asyncio
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.commands import DeviceType
-from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
+from vhost_scsi.scsi.dispatch import Alongside, Exclusive, Request, handles
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.readiness import Power
 from vhost_scsi.scsi.sense import CheckCondition, SenseCode
@@ -21,6 +22,9 @@ from vhost_scsi.scsi.sense import CheckCondition, SenseCode
 if TYPE_CHECKING:
     from vhost_scsi.scsi.logical_unit import LogicalUnit
     from vhost_scsi.scsi.nexus import ITL
+
+LOOKS, LOOK_EVERY = 20, 0.01
+"""how often, and in seconds, to look whether another nexus's lock goes"""
 
 
 class MediaEvent(IntEnum):
@@ -164,8 +168,30 @@ async def _load(unit: LogicalUnit, drive: Drive, by: ITL) -> bytes:
     return b""
 
 
-def load_or_eject(request: Request) -> bytes | Exclusive:
+def load_or_eject(request: Request) -> bytes | Exclusive | Alongside:
     """START STOP UNIT with LOEJ=1."""
+    drive = _drive(request)
+    if bool(request["start"]) != drive.open:
+        return b""
+    if drive.locked and not request.itl.prevents_removal:
+        return Alongside(_when_free(request))
+    return _move(request)
+
+
+async def _when_free(request: Request) -> bytes:
+    """Whoever lost its connection and came back at once may be here before its old nexus is known to be lost, and the
+    lock with it. A lock that somebody holds is still there a moment later."""
+    unit, drive = request.logical_unit, _drive(request)
+    for _ in range(LOOKS):
+        if not drive.locked:
+            break
+        await asyncio.sleep(LOOK_EVERY)
+    async with unit.held():
+        work = _move(request)
+        return work if isinstance(work, bytes) else await work
+
+
+def _move(request: Request) -> bytes | Exclusive:
     unit, drive = request.logical_unit, _drive(request)
     start = bool(request["start"])
     if start != drive.open:

@@ -2,11 +2,14 @@
 """A medium that can be taken out, of a disk and of a drive with a tray: ejected, loaded, changed, locked, and who hears
 of it."""
 
+import asyncio
+
 import pytest
 
 from vhost_scsi.scsi import sense, sense_data
 from vhost_scsi.scsi.commands import COMMANDS, Conflict, DeviceType
 from vhost_scsi.scsi.gate import GateBit
+from vhost_scsi.scsi.task import Aborted
 
 EJECT, LOAD = {"loej": 1}, {"loej": 1, "start": 1}
 CHANGED = sense.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED
@@ -161,6 +164,31 @@ def test_who_prevents_keeps_everybody_from_ejecting(disk, ok, fails, executes):
     fails(disk, "START STOP UNIT", sense.MEDIUM_REMOVAL_PREVENTED, **EJECT)
     prevent(disk, ok, 0)
     ok(disk, "START STOP UNIT", **EJECT)
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_a_lock_whose_nexus_is_about_to_be_lost_does_not_keep_its_initiator_out(disk, ok, aborted):
+    back = disk.attach()
+    back.take()
+    prevent(disk, ok)
+
+    async def sequence():
+        found = disk.submit(disk.task("START STOP UNIT", itl=back, **EJECT))
+        await asyncio.sleep(0)
+        assert not found
+        if aborted:
+            await disk.unit.abort_task_set(back)
+        await disk.unit.nexus_lost(disk.itl)
+        while not found:
+            await asyncio.sleep(0)
+        return found
+
+    outcome = disk.run(sequence())
+    disk.settle()
+    assert isinstance(outcome[0], Aborted) == aborted
+    assert disk.unit.drive.open == (not aborted)
+    assert not disk.unit.tasks()
+    assert not disk.gate.bits & GateBit.HOLD
 
 
 def test_all_who_prevented_must_allow(disk, ok, fails):
