@@ -353,7 +353,7 @@ struct vs_queue_params {
 	uint64_t avail;
 	uint64_t used;
 	uint32_t size;
-	uint32_t base;      /* next avail index */
+	uint32_t base;      /* next avail index; packed: places with wrap counters, avail in bits 0..15, used in 16..31 */
 	uint32_t features;  /* enum vs_ring_feature */
 	uint32_t worker;
 	int32_t kick_fd;    /* -1: polled. The queue owns these descriptors from here, whatever it returns */
@@ -363,7 +363,7 @@ struct vs_queue_params {
 	uint32_t wait_kick; /* take nothing before the first kick; means nothing without a kick descriptor */
 };
 int vs_queue_start(vs_vdev *vdev, uint32_t index, const struct vs_queue_params *params, vs_memmap *map, uint64_t cookie);
-int vs_queue_stop(vs_vdev *vdev, uint32_t index, uint64_t cookie);              /* VS_UP_DONE(aux = next avail index) after all in flight ended */
+int vs_queue_stop(vs_vdev *vdev, uint32_t index, uint64_t cookie);              /* VS_UP_DONE(aux = base to go on from) after all in flight ended */
 int vs_queue_enable(vs_vdev *vdev, uint32_t index, int enabled, uint64_t cookie);
 int vs_queue_set_call(vs_vdev *vdev, uint32_t index, int fd, uint64_t cookie);  /* takes fd */
 int vs_queue_set_err(vs_vdev *vdev, uint32_t index, int fd, uint64_t cookie);   /* takes fd */

@@ -389,18 +389,18 @@ void *vs_memmap_guest(const struct vs_memmap *m, uint64_t addr, uint64_t len, ui
 void *vs_memmap_guest_part(const struct vs_memmap *m, uint64_t addr, uint64_t len, uint64_t *got, uint32_t *hint);
 void *vs_memmap_user(const struct vs_memmap *m, uint64_t addr, uint64_t len);
 
-/* ---- split rings, device side ---------------------------------------------------------------------------------------------------------------- */
+/* ---- rings, device side ---------------------------------------------------------------------------------------------------------------- */
 
 enum vs_ring_rule {
 	VS_RULE_OK = 0,
-	VS_RULE_AVAIL_JUMP = 1,           /* avail idx more than queue size ahead: 2.7.13.3 */
-	VS_RULE_HEAD_RANGE = 2,           /* head >= queue size */
+	VS_RULE_AVAIL_JUMP = 1,           /* avail idx more than queue size ahead: 2.7.13.3; packed: a descriptor that we hold offered again: 2.8.16 */
+	VS_RULE_HEAD_RANGE = 2,           /* head, or buffer id, >= queue size */
 	VS_RULE_NEXT_RANGE = 3,           /* next >= table size */
 	VS_RULE_LOOP = 4,                 /* chain visits more descriptors than the table has */
-	VS_RULE_TOO_LONG = 5,             /* chain longer than the queue size: 2.7.5.3.1 */
+	VS_RULE_TOO_LONG = 5,             /* chain longer than the queue size: 2.7.5.3.1, 2.8.17 */
 	VS_RULE_INDIRECT_NOT_NEGOTIATED = 6,
-	VS_RULE_INDIRECT_NESTED = 7,      /* 2.7.5.3.1 */
-	VS_RULE_INDIRECT_AND_NEXT = 8,    /* 2.7.5.3.1 */
+	VS_RULE_INDIRECT_NESTED = 7,      /* 2.7.5.3.1, 2.8.19 */
+	VS_RULE_INDIRECT_AND_NEXT = 8,    /* 2.7.5.3.1, 2.8.19 */
 	VS_RULE_INDIRECT_LENGTH = 9,      /* 0 or not a multiple of 16 */
 	VS_RULE_READABLE_AFTER_WRITABLE = 10, /* 2.7.4.2 */
 	VS_RULE_UNMAPPED = 11,            /* buffer or indirect table outside guest memory */
@@ -416,11 +416,14 @@ enum vs_ring_rule {
 	VS_RULE_MEMORY_GONE = 21,         /* guest memory was truncated under us */
 	VS_RULE_KICK = 22,                /* the kick descriptor cannot be waited for */
 	VS_RULE_NOTIFIER_BLOCKS = 23,     /* a kick or call descriptor was made blocking under us */
-	VS_RULES = 24,
+	VS_RULE_AVAIL_FLAGS = 24,         /* packed: AVAIL and USED of a chain's descriptors disagree, or changed back: 2.8.6, 2.8.16 */
+	VS_RULE_RING_BASE = 25,           /* packed: it was to begin at a place that the ring does not have */
+	VS_RULES = 26,
 };
 
 struct vs_chain {
-	uint32_t head;
+	uint32_t head;            /* what names it when it goes back: first descriptor (split), buffer id (packed) */
+	uint32_t span;            /* packed: descriptors of the ring that it takes */
 	uint32_t nout, nin;       /* iovecs: readable first, then writable, in iov */
 	uint64_t out_length, in_length;
 	struct iovec *iov;        /* inline_iov or from vs_iovec_get (then capacity > inline) */
@@ -428,32 +431,93 @@ struct vs_chain {
 };
 struct vs_vring {
 	const struct vs_memmap *map;
-	struct vs_vring_desc *desc;
-	struct vs_vring_avail *avail;
-	struct vs_vring_used *used;
+	union { struct vs_vring_desc *desc; struct vs_packed_desc *ring; };
+	union { struct vs_vring_avail *avail; const uint32_t *driver_event; };
+	union { struct vs_vring_used *used; uint32_t *device_event; };
 	uint32_t size, features;  /* enum vs_ring_feature */
+	/* Split: 16-bit counters. Packed: places, see vring.h. */
 	uint16_t last_avail;      /* next avail entry to take */
-	uint16_t shadow_avail;    /* avail idx as last read */
+	uint16_t shadow_avail;    /* split: avail idx as last read */
 	uint16_t used_idx;        /* next used entry to write */
 	uint16_t published;       /* used idx as the driver sees it */
 	uint16_t signalled_used;  /* used idx at the last interrupt decision */
+	uint16_t first_flags;     /* packed: of the used descriptor at `published`, not written yet */
+	uint16_t last_span;       /* packed: of the chain that was taken last */
 	bool signalled_valid, kicks_on;
+	uint32_t held;            /* packed: descriptors taken and not used yet */
 	uint32_t hint;
-	uint64_t desc_addr, avail_addr, used_addr; /* user addresses */
+	uint64_t desc_addr, avail_addr, used_addr; /* user addresses; of a packed ring descriptors, driver area, device area */
 };
 /* -enum vs_ring_rule on error. The rings are mapped anew by _remap (a new memory table). */
 int vs_vring_init(struct vs_vring *r, const struct vs_memmap *map, const struct vs_queue_params *p);
 int vs_vring_remap(struct vs_vring *r, const struct vs_memmap *map);
-/* How many chains wait (reads the avail idx with acquire): >= 0 or -rule. */
-int vs_vring_available(struct vs_vring *r);
+
+/* vring.c and vring_packed.c; callers take the vs_vring_ ones below. */
+int vs_split_available(struct vs_vring *r);
+int vs_split_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
+void vs_split_push(struct vs_vring *r, uint32_t head, uint32_t written);
+bool vs_split_publish(struct vs_vring *r);
+void vs_split_kicks_off(struct vs_vring *r);
+bool vs_split_kicks_on(struct vs_vring *r);
+int vs_packed_begin(struct vs_vring *r, uint32_t base);
+int vs_packed_available(struct vs_vring *r);
+int vs_packed_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
+void vs_packed_unpop(struct vs_vring *r);
+void vs_packed_push(struct vs_vring *r, uint32_t id, uint32_t span, uint32_t written);
+bool vs_packed_publish(struct vs_vring *r);
+void vs_packed_kicks_off(struct vs_vring *r);
+bool vs_packed_kicks_on(struct vs_vring *r);
+
+static inline bool vs_vring_packed(const struct vs_vring *r) { return r->features & VS_RING_PACKED; }
+/* How many chains wait (reads what the driver made available with acquire): >= 0 or -rule. Of a packed ring it may be fewer than there are. */
+static inline int vs_vring_available(struct vs_vring *r)
+{
+	return vs_vring_packed(r) ? vs_packed_available(r) : vs_split_available(r);
+}
 /* Takes the next chain (vs_vring_available said > 0): 0, -rule (the ring is broken, nothing more may be taken). c->iov and c->capacity are the
  * caller's inline array; longer chains come from vs_iovec_get(w). Every descriptor field is loaded once. Zero-length buffers are left out. */
-int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
-void vs_vring_unpop(struct vs_vring *r); /* the last chain was not taken after all */
-void vs_vring_push(struct vs_vring *r, uint32_t head, uint32_t written); /* not yet visible */
-bool vs_vring_publish(struct vs_vring *r);  /* used idx with release; true: notify the driver (event index, NO_INTERRUPT) */
-void vs_vring_kicks_off(struct vs_vring *r);
-bool vs_vring_kicks_on(struct vs_vring *r); /* asks for kicks; true: more chains came in meanwhile (full fence between) */
+static inline int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
+{
+	return vs_vring_packed(r) ? vs_packed_pop(r, w, c) : vs_split_pop(r, w, c);
+}
+/* The last chain was not taken after all. Once for each that was taken, and only for the last one. */
+static inline void vs_vring_unpop(struct vs_vring *r)
+{
+	if (vs_vring_packed(r))
+		vs_packed_unpop(r);
+	else
+		r->last_avail--;
+}
+/* Not yet visible. head and span are the chain's. */
+static inline void vs_vring_push(struct vs_vring *r, uint32_t head, uint32_t span, uint32_t written)
+{
+	if (vs_vring_packed(r))
+		vs_packed_push(r, head, span, written);
+	else
+		vs_split_push(r, head, written);
+}
+/* Makes visible what was pushed, with release; true: notify the driver (event index or descriptor, flags). */
+static inline bool vs_vring_publish(struct vs_vring *r)
+{
+	return vs_vring_packed(r) ? vs_packed_publish(r) : vs_split_publish(r);
+}
+static inline void vs_vring_kicks_off(struct vs_vring *r)
+{
+	if (vs_vring_packed(r))
+		vs_packed_kicks_off(r);
+	else
+		vs_split_kicks_off(r);
+}
+/* Asks for kicks; true: more chains came in meanwhile (full fence between). */
+static inline bool vs_vring_kicks_on(struct vs_vring *r)
+{
+	return vs_vring_packed(r) ? vs_packed_kicks_on(r) : vs_split_kicks_on(r);
+}
+/* Where the ring goes on if it is stopped now: vs_queue_params.base of the next start. */
+static inline uint32_t vs_vring_base(const struct vs_vring *r)
+{
+	return vs_vring_packed(r) ? r->last_avail | (uint32_t)r->used_idx << 16 : r->last_avail;
+}
 
 /* ---- logical units, nexuses, tasks ----------------------------------------------------------------------------------------------------------------- */
 

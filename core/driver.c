@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver side of a split virtqueue (virtio 1.3, 2.7.13 and 2.7.14) over memory of its own; see driver.h. It is part of no device: nothing
+ * The driver side of a split virtqueue (virtio 1.3, 2.7.13 and 2.7.14) over memory of its own, and what it shares with that of a packed one
+ * (driver_packed.c); see driver.h. It is part of no device: nothing
  * that serves a guest calls it.
  */
 #include <stdlib.h>
@@ -67,10 +68,10 @@ int vs_driver_create(struct vs_guest *g, uint32_t size, uint32_t features, uint3
 {
 	uint64_t tables = 16 * (uint64_t)indirect_entries * size;
 
-	if (!size || size > VS_QUEUE_MAX || (size & (size - 1)) || indirect_entries > 65536)
+	if (!vs_vring_size_ok(size, features) || indirect_entries > 65536)
 		return -EINVAL;
 	*out = (struct vs_driver){ .guest = g, .size = size, .features = features, .indirect_entries = indirect_entries };
-	/* Each part on cache lines of its own: two CPUs write here. */
+	/* Each part on cache lines of its own: two CPUs write here. The split rings are longer than what a packed one has in their places. */
 	out->desc_addr = vs_guest_alloc(g, vs_vring_desc_bytes(size), VS_CACHE_LINE);
 	out->avail_addr = vs_guest_alloc(g, vs_vring_avail_bytes(size, true), VS_CACHE_LINE);
 	out->used_addr = vs_guest_alloc(g, vs_vring_used_bytes(size, true), VS_CACHE_LINE);
@@ -106,7 +107,7 @@ void vs_driver_params(const struct vs_driver *d, struct vs_queue_params *out)
 		.avail = d->avail_addr + to_user,
 		.used = d->used_addr + to_user,
 		.size = d->size,
-		.base = d->published,
+		.base = vs_driver_packed(d) ? d->published | (uint32_t)d->published << 16 : d->published,
 		.features = d->features,
 		.kick_fd = -1,
 		.call_fd = -1,
@@ -121,9 +122,13 @@ void vs_driver_reset(struct vs_driver *d, uint16_t idx)
 	memset(d->used, 0, vs_vring_used_bytes(d->size, true));
 	memset(d->chain, 0, d->size * sizeof(*d->chain));
 	for (uint32_t i = 0; i < d->size; i++)
-		d->next[i] = (uint16_t)((i + 1) & (d->size - 1));
-	d->free_head = 0;
+		d->next[i] = (uint16_t)(i + 1 < d->size ? i + 1 : 0);
+	d->free_head = d->in_flight = 0;
 	d->nfree = d->size;
+	if (vs_driver_packed(d)) {
+		vs_packed_driver_reset(d, idx);
+		return;
+	}
 	d->avail_idx = d->published = d->last_used = d->shadow_used = idx;
 	d->avail->idx = d->used->idx = idx;
 	/* Both events on the first index: the first publish of either side notifies. */
@@ -173,6 +178,11 @@ int vs_driver_add(struct vs_driver *d, const struct vs_driver_buffer *buffers, u
 		return -EINVAL;
 	if (d->nfree < (indirect ? 1 : n))
 		return -ENOSPC;
+	d->in_flight++;
+	if (vs_driver_packed(d)) {
+		vs_packed_driver_add(d, buffers, nout, n, indirect);
+		return (int)head;
+	}
 	if (indirect)
 		add_indirect(d, buffers, nout, n);
 	else
@@ -192,6 +202,8 @@ bool vs_driver_publish(struct vs_driver *d)
 
 	if (old == d->avail_idx)
 		return false;
+	if (vs_driver_packed(d))
+		return vs_packed_driver_publish(d);
 	/* 2.7.13.3: descriptors and entries before the idx that counts them. */
 	vs_shared_store(&d->avail->idx, d->avail_idx, __ATOMIC_RELEASE);
 	d->published = d->avail_idx;
@@ -207,6 +219,8 @@ int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written)
 	const struct vs_vring_used_elem *e = &d->used->ring[d->last_used & (d->size - 1)];
 	uint32_t id, n;
 
+	if (vs_driver_packed(d))
+		return vs_packed_driver_collect(d, head, written);
 	if (d->shadow_used == d->last_used) {
 		/* 2.7.14: acquire, before the entries that idx counts and what the device wrote into the buffers. */
 		d->shadow_used = vs_shared_load(&d->used->idx, __ATOMIC_ACQUIRE);
@@ -232,13 +246,16 @@ int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written)
 	}
 	d->free_head = id;
 	d->last_used++;
+	d->in_flight--;
 	return 1;
 }
 
 void vs_driver_interrupts_off(struct vs_driver *d)
 {
+	if (vs_driver_packed(d))
+		vs_packed_driver_interrupts_off(d);
 	/* 2.7.7.1: flags stay 0 with event indices; an event that lies behind is far away. */
-	if (d->features & VS_RING_EVENT_IDX)
+	else if (d->features & VS_RING_EVENT_IDX)
 		__atomic_store_n(&d->avail->ring[d->size], (uint16_t)(d->last_used - 1), __ATOMIC_RELAXED);
 	else
 		__atomic_store_n(&d->avail->flags, VS_AVAIL_NO_INTERRUPT, __ATOMIC_RELAXED);
@@ -246,11 +263,20 @@ void vs_driver_interrupts_off(struct vs_driver *d)
 
 bool vs_driver_interrupts_on(struct vs_driver *d)
 {
+	if (vs_driver_packed(d))
+		return vs_packed_driver_interrupts_on(d);
 	if (d->features & VS_RING_EVENT_IDX)
 		__atomic_store_n(&d->avail->ring[d->size], d->last_used, __ATOMIC_RELAXED);
 	else
 		__atomic_store_n(&d->avail->flags, 0, __ATOMIC_RELAXED);
 	/* The wish is stored before idx is loaded again (2.7.14). */
 	vs_fence();
+	return vs_driver_pending(d);
+}
+
+bool vs_driver_pending(const struct vs_driver *d)
+{
+	if (vs_driver_packed(d))
+		return vs_packed_driver_pending(d);
 	return __atomic_load_n(&d->used->idx, __ATOMIC_ACQUIRE) != d->last_used;
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "vdev.h"
+#include "vring.h"
 
 int vs_vdev_create(vs_core *c, const struct vs_vdev_params *p, vs_vdev **out)
 {
@@ -143,8 +144,7 @@ int vs_queue_start(vs_vdev *d, uint32_t index, const struct vs_queue_params *p, 
 	struct queue_msg *o;
 	struct vs_queue *q;
 
-	if (index >= d->num_queues || p->worker >= d->core->config.nworkers || !p->size || p->size > VS_QUEUE_MAX || (p->size & (p->size - 1)) ||
-	    (p->features & VS_RING_PACKED)) {
+	if (index >= d->num_queues || p->worker >= d->core->config.nworkers || !vs_vring_size_ok(p->size, p->features)) {
 		close_params(p);
 		return -EINVAL;
 	}

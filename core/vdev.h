@@ -18,7 +18,7 @@ struct vs_request {
 	struct iovec *iov;       /* inline_iov or from vs_iovec_get */
 	struct iovec *resp;      /* where the response header goes */
 	uint32_t capacity, nresp, resp_capacity;
-	uint32_t head;
+	uint32_t head, span;     /* as vs_vring_pop gave them */
 	bool busy;
 	struct iovec resp_inline[VS_RESP_INLINE];
 	struct iovec inline_iov[VS_INLINE_SEGMENTS];

@@ -105,7 +105,7 @@ static void queue_finish_stop(struct vs_queue *q);
 static void request_used(struct vs_queue *q, struct vs_request *r, uint32_t written)
 {
 	if (vs_likely(!q->ring_gone)) {
-		vs_vring_push(&q->ring, r->head, written);
+		vs_vring_push(&q->ring, r->head, r->span, written);
 		vs_poller_dirty(q->w, &q->poller);
 		if (++q->unpublished == PUBLISH_EVERY) {
 			q->unpublished = 0;
@@ -166,6 +166,7 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 	r->capacity = chain->capacity;
 	r->queue = q;
 	r->head = chain->head;
+	r->span = chain->span;
 	r->map = q->map;
 	r->busy = true;
 	r->resp = r->resp_inline;
@@ -575,7 +576,7 @@ static void queue_stopped(struct vs_queue *q)
 
 	free(q->requests);
 	q->requests = NULL;
-	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, q->ring.last_avail, 0);
+	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, vs_vring_base(&q->ring), 0);
 }
 
 static void kick_removed(struct vs_worker *w, struct vs_source *s)
@@ -732,7 +733,7 @@ void vs_queue_run_stop(struct vs_queue *q, uint64_t cookie)
 {
 	q->stop_cookie = cookie;
 	if (!q->started) {
-		vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, q->ring.last_avail, 0);
+		vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, vs_vring_base(&q->ring), 0);
 		return;
 	}
 	q->stopping = true;

@@ -1,17 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The device side of a split virtqueue (virtio 1.3, 2.7): takes chains, gives them back, decides about notifications. The driver is hostile:
+ * The device side of a split virtqueue (virtio 1.3, 2.7): takes chains, gives them back, decides about notifications; and what it shares with
+ * a packed one (vring_packed.c): where a ring lies, and the rules by name. The driver is hostile:
  * every field that it can write is loaded once and checked before use; addresses become iovecs only through the memory map. It does
  * not know what a chain means, and not which heads are in flight: both belong to the device (vdev.c).
  */
-#include "core.h"
-#include "vring.h"
-
-/* Chains with indirect tables may be this long on small queues, too: Linux cuts its requests by seg_max, which QEMU's vhost-user-scsi fixes at
- * 126 whatever the queue size is, so a stock guest breaks 2.7.5.3.1 on a queue of 64. */
-enum { INDIRECT_CHAIN_MIN = 1024 };
-/* iovecs of one chain; buffers that cross memory regions take more than one. */
-enum { SEGMENTS_MAX = 65536, SEGMENTS_FIRST = 32 };
+#include "vchain.h"
 
 static const char *const rule_names[VS_RULES] = {
 	[VS_RULE_OK] = "OK",
@@ -38,6 +32,8 @@ static const char *const rule_names[VS_RULES] = {
 	[VS_RULE_MEMORY_GONE] = "MEMORY_GONE",
 	[VS_RULE_KICK] = "KICK",
 	[VS_RULE_NOTIFIER_BLOCKS] = "NOTIFIER_BLOCKS",
+	[VS_RULE_AVAIL_FLAGS] = "AVAIL_FLAGS",
+	[VS_RULE_RING_BASE] = "RING_BASE",
 };
 
 const char *vs_ring_rule_name(int rule)
@@ -62,16 +58,18 @@ static int ring_part(const struct vs_memmap *map, uint64_t addr, uint64_t length
 
 int vs_vring_remap(struct vs_vring *r, const struct vs_memmap *map)
 {
-	bool event = r->features & VS_RING_EVENT_IDX;
+	bool event = r->features & VS_RING_EVENT_IDX, packed = r->features & VS_RING_PACKED;
+	uint64_t avail_bytes = packed ? VS_PACKED_EVENT_BYTES : vs_vring_avail_bytes(r->size, event);
+	uint64_t used_bytes = packed ? VS_PACKED_EVENT_BYTES : vs_vring_used_bytes(r->size, event);
 	void *desc, *avail, *used;
 	int err;
 
-	/* Alignments: the table in 2.7. */
+	/* Alignments: the tables in 2.7 and 2.8.10.1. The first part is as long in both layouts. */
 	err = ring_part(map, r->desc_addr, vs_vring_desc_bytes(r->size), 16, &desc);
 	if (!err)
-		err = ring_part(map, r->avail_addr, vs_vring_avail_bytes(r->size, event), 2, &avail);
+		err = ring_part(map, r->avail_addr, avail_bytes, packed ? 4 : 2, &avail);
 	if (!err)
-		err = ring_part(map, r->used_addr, vs_vring_used_bytes(r->size, event), 4, &used);
+		err = ring_part(map, r->used_addr, used_bytes, 4, &used);
 	if (err)
 		return err;
 	r->map = map;
@@ -87,149 +85,26 @@ int vs_vring_init(struct vs_vring *r, const struct vs_memmap *map, const struct 
 	int err;
 
 	*r = (struct vs_vring){ .size = p->size, .features = p->features, .desc_addr = p->desc, .avail_addr = p->avail, .used_addr = p->used };
-	/* 2.7: a power of 2, at most 32768. */
-	if (!p->size || p->size > VS_QUEUE_MAX || (p->size & (p->size - 1)))
+	if (!vs_vring_size_ok(p->size, p->features))
 		return -VS_RULE_RING_SIZE;
 	err = vs_vring_remap(r, map);
 	if (err)
 		return err;
+	r->kicks_on = true; /* a driver kicks until told otherwise */
+	if (p->features & VS_RING_PACKED)
+		return vs_packed_begin(r, p->base);
 	r->last_avail = r->shadow_avail = (uint16_t)p->base;
 	/* The used index is ours and lies in the ring: whoever ran it before us left it there. */
 	r->used_idx = r->published = r->signalled_used = __atomic_load_n(&r->used->idx, __ATOMIC_RELAXED);
-	r->kicks_on = true; /* a driver kicks until told otherwise */
 	return 0;
 }
 
 /* ---- chains --------------------------------------------------------------------------------------------------------------------------- */
 
-/* Two loads of 8 bytes, each once: volatile, or the compiler may look at guest memory again. Indirect tables have no alignment to rely on. */
-struct __attribute__((packed, may_alias)) word64 { uint64_t v; };
-
-static inline struct vs_vring_desc load_desc(const void *p)
-{
-	uint64_t addr = ((const volatile struct word64 *)p)[0].v;
-	uint64_t rest = ((const volatile struct word64 *)p)[1].v;
-
-	return (struct vs_vring_desc){ addr, (uint32_t)rest, (uint16_t)(rest >> 32), (uint16_t)(rest >> 48) };
-}
-
-/* A descriptor of a table that crosses regions; it may cross itself. */
-static bool load_desc_split(struct vs_vring *r, uint64_t addr, struct vs_vring_desc *out)
-{
-	uint8_t copy[sizeof(*out)];
-
-	for (uint64_t done = 0, got; done < sizeof(copy); done += got) {
-		const void *p = vs_memmap_guest_part(r->map, addr + done, sizeof(copy) - done, &got, &r->hint);
-
-		if (!p)
-			return false;
-		memcpy(copy + done, p, got);
-	}
-	*out = load_desc(copy);
-	return true;
-}
-
-/* The usual case without a call: the region of the last address, and all of the buffer in it. */
-static inline uint8_t *translate(struct vs_vring *r, uint64_t addr, uint64_t len, uint64_t *got)
-{
-	if (vs_likely(r->hint < r->map->n)) {
-		const struct vs_mapping *m = r->map->mappings[r->hint];
-		uint64_t skip = addr - m->region.guest_addr; /* huge where addr lies before */
-
-		if (vs_likely(skip < m->region.size && len <= m->region.size - skip)) {
-			*got = len;
-			return m->host + skip;
-		}
-	}
-	return vs_memmap_guest_part(r->map, addr, len, got, &r->hint);
-}
-
-/* Room for more iovecs. The first array is the caller's. */
-static int __attribute__((noinline)) chain_grow(struct vs_worker *w, struct vs_chain *c, const struct iovec *first)
-{
-	uint32_t n = c->nout + c->nin;
-	uint32_t capacity = SEGMENTS_FIRST;
-	struct iovec *iov;
-
-	if (n >= SEGMENTS_MAX)
-		return -VS_RULE_NO_MEMORY;
-	while (capacity <= n)
-		capacity = vs_min(4 * capacity, (uint32_t)SEGMENTS_MAX);
-	iov = vs_iovec_get(w, capacity);
-	if (!iov)
-		return -VS_RULE_NO_MEMORY;
-	memcpy(iov, c->iov, n * sizeof(*iov));
-	if (c->iov != first)
-		vs_iovec_put(w, c->iov, c->capacity);
-	c->iov = iov;
-	c->capacity = capacity;
-	return 0;
-}
-
-static inline int chain_append(struct vs_worker *w, struct vs_chain *c, const struct iovec *first, uint8_t *p, uint64_t len, bool writable)
-{
-	uint32_t n = c->nout + c->nin;
-
-	if (writable ? c->nin : c->nout) {
-		struct iovec *last = &c->iov[n - 1];
-
-		if ((uint8_t *)last->iov_base + last->iov_len == p) {
-			last->iov_len += len;
-			return 0;
-		}
-	}
-	if (vs_unlikely(n >= c->capacity)) {
-		int err = chain_grow(w, c, first);
-
-		if (err)
-			return err;
-	}
-	c->iov[n] = (struct iovec){ p, len };
-	if (writable)
-		c->nin++;
-	else
-		c->nout++;
-	return 0;
-}
-
-static inline int chain_add(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c, const struct iovec *first, const struct vs_vring_desc *d)
-{
-	bool writable = d->flags & VS_DESC_WRITE;
-	uint64_t addr = d->addr, left = d->len;
-
-	/* 2.7.4.2: device-writable elements come after all device-readable ones. */
-	if (vs_unlikely(!writable && c->nin))
-		return -VS_RULE_READABLE_AFTER_WRITABLE;
-	if (vs_unlikely(!left))
-		return 0;
-	if (vs_unlikely(left - 1 > UINT64_MAX - addr))
-		return -VS_RULE_ADDRESS_OVERFLOW;
-	if (vs_unlikely(c->out_length + c->in_length + left > UINT32_MAX))
-		return -VS_RULE_CHAIN_BYTES;
-	if (writable)
-		c->in_length += left;
-	else
-		c->out_length += left;
-	do {
-		uint64_t got;
-		uint8_t *p = translate(r, addr, left, &got);
-		int err;
-
-		if (vs_unlikely(!p))
-			return -VS_RULE_UNMAPPED;
-		err = chain_append(w, c, first, p, got, writable);
-		if (vs_unlikely(err))
-			return err;
-		addr += got;
-		left -= got;
-	} while (vs_unlikely(left));
-	return 0;
-}
-
 static int __attribute__((noinline)) walk_indirect(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c, const struct iovec *first,
 						   const struct vs_vring_desc *indirect, uint32_t visited)
 {
-	uint32_t entries = indirect->len / 16, limit = vs_max(r->size, (uint32_t)INDIRECT_CHAIN_MIN);
+	uint32_t entries = indirect->len / 16, limit = vs_max(r->size, (uint32_t)VS_INDIRECT_CHAIN_MIN);
 	const uint8_t *table;
 	uint64_t got;
 
@@ -241,20 +116,23 @@ static int __attribute__((noinline)) walk_indirect(struct vs_vring *r, struct vs
 		return -VS_RULE_INDIRECT_LENGTH;
 	if (indirect->len - 1 > UINT64_MAX - indirect->addr)
 		return -VS_RULE_ADDRESS_OVERFLOW;
-	table = translate(r, indirect->addr, indirect->len, &got);
+	table = vs_ring_translate(r, indirect->addr, indirect->len, &got);
 	if (vs_unlikely(!table || got < indirect->len))
 		table = NULL; /* not in one piece: descriptor by descriptor */
 	for (uint32_t i = 0, seen = 1;; seen++) {
+		uint8_t copy[16];
 		struct vs_vring_desc d;
 		int err;
 
 		if (vs_likely(table))
-			d = load_desc(table + 16 * (uint64_t)i);
-		else if (!load_desc_split(r, indirect->addr + 16 * (uint64_t)i, &d))
+			d = vs_desc_load(table + 16 * (uint64_t)i);
+		else if (vs_desc_copy(r, indirect->addr + 16 * (uint64_t)i, copy))
+			d = vs_desc_load(copy);
+		else
 			return -VS_RULE_UNMAPPED;
 		if (d.flags & VS_DESC_INDIRECT) /* 2.7.5.3.1 */
 			return -VS_RULE_INDIRECT_NESTED;
-		err = chain_add(r, w, c, first, &d);
+		err = vs_chain_add(r, w, c, first, d.addr, d.len, d.flags & VS_DESC_WRITE);
 		if (err)
 			return err;
 		if (!(d.flags & VS_DESC_NEXT))
@@ -274,13 +152,13 @@ static inline int walk(struct vs_vring *r, struct vs_worker *w, struct vs_chain 
 	uint32_t i = c->head;
 
 	for (uint32_t seen = 1;; seen++) {
-		struct vs_vring_desc d = load_desc(&r->desc[i]);
+		struct vs_vring_desc d = vs_desc_load(&r->desc[i]);
 		int err;
 
 		/* 2.7.5.3.2: descriptors of the ring may come before an indirect one. Its WRITE flag means nothing. */
 		if (d.flags & VS_DESC_INDIRECT)
 			return walk_indirect(r, w, c, first, &d, seen - 1);
-		err = chain_add(r, w, c, first, &d);
+		err = vs_chain_add(r, w, c, first, d.addr, d.len, d.flags & VS_DESC_WRITE);
 		if (vs_unlikely(err))
 			return err;
 		if (!(d.flags & VS_DESC_NEXT))
@@ -294,7 +172,7 @@ static inline int walk(struct vs_vring *r, struct vs_worker *w, struct vs_chain 
 	}
 }
 
-int vs_vring_available(struct vs_vring *r)
+int vs_split_available(struct vs_vring *r)
 {
 	/* 2.7.13.3: the driver writes idx after the entries that it counts; acquire, or we might read older ones. */
 	uint16_t idx = vs_shared_load(&r->avail->idx, __ATOMIC_ACQUIRE);
@@ -306,7 +184,7 @@ int vs_vring_available(struct vs_vring *r)
 	return n;
 }
 
-int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
+int vs_split_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
 {
 	uint32_t mask = r->size - 1, capacity = c->capacity;
 	struct iovec *first = c->iov;
@@ -315,7 +193,7 @@ int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
 
 	c->nout = c->nin = 0;
 	c->out_length = c->in_length = 0;
-	/* Ordered by the acquire of vs_vring_available. */
+	/* Ordered by the acquire of vs_split_available. */
 	c->head = __atomic_load_n(&r->avail->ring[r->last_avail & mask], __ATOMIC_RELAXED);
 	if (next != r->shadow_avail)
 		__builtin_prefetch(&r->desc[__atomic_load_n(&r->avail->ring[next & mask], __ATOMIC_RELAXED) & mask]);
@@ -325,25 +203,21 @@ int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
 	if (vs_likely(!err) && vs_unlikely(!(c->nout + c->nin)))
 		err = -VS_RULE_ZERO_LENGTH;
 	if (vs_unlikely(err)) {
-		if (c->iov != first)
-			vs_iovec_put(w, c->iov, c->capacity);
-		c->iov = first;
-		c->capacity = capacity;
-		c->nout = c->nin = 0;
+		vs_chain_refuse(w, c, first, capacity);
 		return err;
 	}
 	r->last_avail = next;
 	return 0;
 }
 
-void vs_vring_unpop(struct vs_vring *r)
+void vs_split_unpop(struct vs_vring *r)
 {
 	r->last_avail--;
 }
 
 /* ---- giving back, notifications --------------------------------------------------------------------------------------------------------- */
 
-void vs_vring_push(struct vs_vring *r, uint32_t head, uint32_t written)
+void vs_split_push(struct vs_vring *r, uint32_t head, uint32_t written)
 {
 	struct vs_vring_used_elem *e = &r->used->ring[r->used_idx++ & (r->size - 1)];
 
@@ -362,7 +236,7 @@ static inline uint16_t *avail_event(struct vs_vring *r)
 	return (uint16_t *)&r->used->ring[r->size];
 }
 
-bool vs_vring_publish(struct vs_vring *r)
+bool vs_split_publish(struct vs_vring *r)
 {
 	uint16_t old = r->signalled_used;
 	bool first = !r->signalled_valid;
@@ -383,7 +257,7 @@ bool vs_vring_publish(struct vs_vring *r)
 	return vs_vring_need_event(__atomic_load_n(used_event(r), __ATOMIC_RELAXED), r->used_idx, old);
 }
 
-void vs_vring_kicks_off(struct vs_vring *r)
+void vs_split_kicks_off(struct vs_vring *r)
 {
 	if (!r->kicks_on)
 		return;
@@ -393,7 +267,7 @@ void vs_vring_kicks_off(struct vs_vring *r)
 		__atomic_store_n(&r->used->flags, VS_USED_NO_NOTIFY, __ATOMIC_RELAXED);
 }
 
-bool vs_vring_kicks_on(struct vs_vring *r)
+bool vs_split_kicks_on(struct vs_vring *r)
 {
 	r->kicks_on = true;
 	__atomic_store_n(&r->used->flags, 0, __ATOMIC_RELAXED);
@@ -401,6 +275,6 @@ bool vs_vring_kicks_on(struct vs_vring *r)
 		__atomic_store_n(avail_event(r), r->shadow_avail, __ATOMIC_RELAXED);
 	/* The wish is stored before idx is loaded again: a driver that did not see the wish has its entry seen here. */
 	vs_fence();
-	/* 2.7.13.3: acquire, as in vs_vring_available. */
+	/* 2.7.13.3: acquire, as in vs_split_available. */
 	return __atomic_load_n(&r->avail->idx, __ATOMIC_ACQUIRE) != r->last_avail;
 }

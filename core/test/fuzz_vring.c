@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The device side of a split ring over memory that the input describes: two regions, the ring's parts anywhere in them, every byte of guest
+ * The device side of a ring of either layout over memory that the input describes: two regions, the ring's parts anywhere in them, every byte of guest
  * memory from the input, and steps in which the "guest" writes while the device takes, gives back and asks for kicks. The regions are heap
  * blocks of their exact size, so ASan sees a byte read outside. What must hold whatever the input says is checked here, too.
  *
@@ -61,6 +61,7 @@ static void use_chain(struct machine *m, struct vs_chain *c)
 	uint8_t byte = 0;
 
 	MUST(c->head < m->ring.size);
+	MUST(!vs_vring_packed(&m->ring) || (c->span > 0 && c->span <= m->ring.held));
 	MUST(c->nout + c->nin > 0 && c->nout + c->nin <= c->capacity);
 	for (uint32_t i = 0; i < c->nout + c->nin; i++) {
 		MUST(c->iov[i].iov_len > 0 && inside(m, &c->iov[i]));
@@ -71,6 +72,15 @@ static void use_chain(struct machine *m, struct vs_chain *c)
 		MUST(vs_iov_to_buffer(c->iov, (int)c->nout, c->out_length - 1, &byte, 1) == 1);
 	if (c->iov != m->inline_iov)
 		vs_iovec_put(m->w, c->iov, c->capacity);
+}
+
+/* Places of a packed ring stay in the ring, and what lies between them is what we hold. */
+static void check_places(const struct vs_vring *r)
+{
+	if (!vs_vring_packed(r))
+		return;
+	MUST(vs_packed_index(r->last_avail) < r->size && vs_packed_index(r->used_idx) < r->size);
+	MUST(r->held <= r->size && vs_packed_distance(r->used_idx, r->last_avail, r->size) == r->held);
 }
 
 /* Takes what is there. 0 or the rule that broke. */
@@ -89,7 +99,8 @@ static int take_all(struct machine *m, bool write, bool unpop)
 			MUST(c.iov == m->inline_iov && c.capacity == INLINE);
 			return err;
 		}
-		MUST(m->ring.last_avail == (uint16_t)(before + 1));
+		MUST(m->ring.last_avail == (vs_vring_packed(&m->ring) ? vs_packed_forward(before, c.span, m->ring.size) : (uint16_t)(before + 1)));
+		check_places(&m->ring);
 		if (unpop) {
 			vs_vring_unpop(&m->ring);
 			MUST(m->ring.last_avail == before);
@@ -103,9 +114,21 @@ static int take_all(struct machine *m, bool write, bool unpop)
 		if (write && c.nin)
 			vs_iov_fill(c.iov + c.nout, (int)c.nin, 0, 0xa5, 1);
 		use_chain(m, &c);
-		vs_vring_push(&m->ring, c.head, (uint32_t)c.in_length);
+		vs_vring_push(&m->ring, c.head, c.span, (uint32_t)c.in_length);
+		check_places(&m->ring);
 	}
 	return n;
+}
+
+/* What stands in the next descriptors becomes available in this lap, the last first; their other flags stay. */
+static void make_available(struct vs_vring *r, uint32_t n)
+{
+	for (n = vs_min(n, r->size); n-- > 0;) {
+		uint16_t at = vs_packed_forward(r->last_avail, n, r->size);
+		struct vs_packed_desc *d = &r->ring[vs_packed_index(at)];
+
+		d->flags = (uint16_t)((d->flags & ~(VS_PACKED_AVAIL | VS_PACKED_USED)) | vs_packed_avail_flags(at));
+	}
 }
 
 static void step(struct machine *m, uint32_t code, int *broken)
@@ -118,7 +141,10 @@ static void step(struct machine *m, uint32_t code, int *broken)
 		m->regions[at >> 12 & 1].host[at & (PIECE - 1)] = value;
 		break;
 	case 1: /* the guest makes entries available */
-		m->ring.avail->idx = (uint16_t)(m->ring.avail->idx + value);
+		if (vs_vring_packed(&m->ring))
+			make_available(&m->ring, value);
+		else
+			m->ring.avail->idx = (uint16_t)(m->ring.avail->idx + value);
 		break;
 	case 2:
 		vs_vring_kicks_off(&m->ring);
@@ -146,8 +172,14 @@ static void run(struct machine *m, struct input *header, struct input *code)
 	int broken = 0, err;
 
 	p.size = 1u << (get(header, 1) & 15);
-	p.features = (uint32_t)get(header, 1) & (VS_RING_EVENT_IDX | VS_RING_INDIRECT);
+	p.features = (uint32_t)get(header, 1) & (VS_RING_EVENT_IDX | VS_RING_INDIRECT | VS_RING_PACKED);
 	p.base = (uint32_t)get(header, 2);
+	if (p.features & VS_RING_PACKED) {
+		/* No ring of this memory is so long that bit 14 is of a place. It says that all is still held. */
+		uint32_t place = p.base & ~0x4000u;
+
+		p.base = place | (p.base & 0x4000 ? place ^ VS_PACKED_WRAP : place) << 16;
+	}
 	/* User addresses are guest addresses with the top bit turned: the two spaces must not be mixed up. */
 	p.desc = get(header, 2);
 	p.avail = get(header, 2);
@@ -160,7 +192,8 @@ static void run(struct machine *m, struct input *header, struct input *code)
 	p.used += origin;
 	err = vs_vring_init(&m->ring, &m->map, &p);
 	if (err) {
-		MUST(err == -VS_RULE_RING_UNMAPPED || err == -VS_RULE_RING_ALIGN || err == -VS_RULE_RING_SIZE);
+		MUST(err == -VS_RULE_RING_UNMAPPED || err == -VS_RULE_RING_ALIGN || err == -VS_RULE_RING_SIZE ||
+		     err == -VS_RULE_RING_BASE);
 		return;
 	}
 	for (int i = 0; i < STEPS && code->n; i++)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Memory order of a split ring, between a device and a driver on two CPUs. Two things that test_vring.c sees only by luck: release and acquire
- * around the indices, which ThreadSanitizer judges (on x86 the hardware does it anyway), and the two fences between a store and a load, which
+ * Memory order of a ring of either layout, between a device and a driver on two CPUs. Two things that test_vring.c sees only by luck: release and acquire
+ * around the indices (split) or flags (packed), which ThreadSanitizer judges (on x86 the hardware does it anyway), and the two fences between a store and a load, which
  * only a race that is run very often shows. On one CPU it passes without showing anything.
  */
 #include <sched.h>
@@ -67,7 +67,7 @@ static void take_and_return(struct sides *s, uint8_t add)
 	CHECK_EQ(c.nin, 1);
 	for (uint32_t i = 0; i < BYTES; i++)
 		((uint8_t *)c.iov[0].iov_base)[i] += add;
-	vs_vring_push(&s->r, c.head, BYTES);
+	vs_vring_push(&s->r, c.head, c.span, BYTES);
 }
 
 /* ---- release and acquire ------------------------------------------------------------------------------------------------------------- */
@@ -93,13 +93,13 @@ static void *polling_device(void *arg)
 }
 
 /* Each chain's bytes are written before it is published, changed by the device, and read when it has come back. */
-static void indices_order_what_they_count(void)
+static void what_is_published_comes_first(uint32_t features)
 {
 	uint32_t sent = 0, back = 0, head, written;
 	struct sides s;
 	pthread_t device;
 
-	open_sides(&s, 0);
+	open_sides(&s, features);
 	CHECK(pthread_create(&device, NULL, polling_device, &s) == 0);
 	while (back < CHAINS) {
 		bool idle = true;
@@ -214,8 +214,11 @@ static void one_of_both_sees_the_other(uint32_t features)
 
 int main(void)
 {
-	indices_order_what_they_count();
+	what_is_published_comes_first(0);
+	what_is_published_comes_first(VS_RING_PACKED);
 	one_of_both_sees_the_other(0);
 	one_of_both_sees_the_other(VS_RING_EVENT_IDX);
+	one_of_both_sees_the_other(VS_RING_PACKED);
+	one_of_both_sees_the_other(VS_RING_PACKED | VS_RING_EVENT_IDX);
 	return 0;
 }

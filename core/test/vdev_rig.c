@@ -364,12 +364,12 @@ uint64_t machine_start(struct machine *m, uint32_t index, bool kicks)
 	return (uint64_t)-up.err;
 }
 
-uint16_t machine_stop(struct machine *m, uint32_t index)
+uint32_t machine_stop(struct machine *m, uint32_t index)
 {
 	uint64_t cookie = next_cookie(m);
 
 	CHECK_EQ(vs_queue_stop(m->vdev, index, cookie), 0);
-	return (uint16_t)unit_wait(m->unit, VS_UP_DONE, cookie, NULL).aux;
+	return (uint32_t)unit_wait(m->unit, VS_UP_DONE, cookie, NULL).aux;
 }
 
 static uint8_t take_slot(struct machine_queue *q)

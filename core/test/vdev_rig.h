@@ -97,7 +97,7 @@ struct machine {
 void machine_open(struct machine *m, const struct machine_options *o);
 void machine_close(struct machine *m); /* stops what runs */
 uint64_t machine_start(struct machine *m, uint32_t queue, bool kicks);  /* waits */
-uint16_t machine_stop(struct machine *m, uint32_t queue);               /* waits; the next avail index */
+uint32_t machine_stop(struct machine *m, uint32_t queue);               /* waits; the base to go on from */
 void machine_luns(struct machine *m, const struct vs_lun_entry *entries, uint32_t n);
 
 /* What a request says. Absent parts are 0: LUN 0 of target 0, SIMPLE, no data. */
