@@ -2,10 +2,9 @@
 """Virtqueues seen from Python: layout, guest memory, the driver side and the read-only walker.
 
 Not the data plane: the device side that serves a guest is C (core/). What is here drives a device in tests and
-benches, and looks at live rings from outside. Only the split format (virtio 1.3, 2.7) is built: `layout`,
-`split_driver`, `walker` with `chains`. The packed format (2.8) will stand beside it as `packed_layout`,
-`packed_driver`, `packed_walker`; `memory`, `accessors`, `ring_rules` and `virtio_scsi` are shared, and `scsi_driver`
-takes any driver of SplitDriver's shape.
+benches, and looks at live rings from outside. The split format (virtio 1.3, 2.7): `layout`, `split_driver`, `walker`
+with `chains`. The packed format (2.8): `packed_layout` and `packed_driver`; its walker is still to come. `memory`,
+`accessors`, `ring_rules` and `virtio_scsi` are shared, and `scsi_driver` takes any driver of SplitDriver's shape.
 """
 
 if __name__ != "vhost_scsi.virtqueue":

@@ -67,7 +67,7 @@ class _Outstanding:
     writable_bytes: int
 
 
-def _place_elements(out: Sequence[Element], in_: Sequence[Element]) -> list[tuple[int, int, int]]:
+def place_elements(out: Sequence[Element], in_: Sequence[Element]) -> list[tuple[int, int, int]]:
     """(address, length, flags) of each element, readable before writable (2.7.4.2)."""
     placed = []
     for elements, flag in ((out, 0), (in_, int(DescFlag.WRITE))):
@@ -176,7 +176,7 @@ class SplitDriver:
         table (default: where negotiated and there is more than one); the first `direct_prefix` of them stay in the
         ring's own table then, which 2.7.5.3.2 allows. Raises QueueFullError when there are too few free descriptors.
         """
-        elements = _place_elements(out, in_)
+        elements = place_elements(out, in_)
         if not elements:
             raise ValueError("a chain has at least one element (2.7.13.1)")
         if len(elements) > self.size:
