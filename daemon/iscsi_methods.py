@@ -67,14 +67,13 @@ def summary(node: IscsiNode) -> dict[str, Any]:
     }
 
 
-def lun_places(node: IscsiNode, unit: str) -> list[dict[str, Any]]:
-    """Where a logical unit is reached by iSCSI."""
-    return [
-        {"target": target.name, "lun": lun}
-        for target in node.node.targets.values()
-        for lun, name in sorted(target.luns.items())
-        if name == unit
-    ]
+def lun_places(node: IscsiNode) -> dict[str, list[dict[str, Any]]]:
+    """Where each logical unit is reached by iSCSI."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for target in node.node.targets.values():
+        for lun, name in sorted(target.luns.items()):
+            found.setdefault(name, []).append({"target": target.name, "lun": lun})
+    return found
 
 
 class _Calls:

@@ -24,11 +24,14 @@ from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_ro
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
 from vhost_scsi.scsi.alua import AccessState
 from vhost_scsi.scsi.saved_state import SavedStateError
+from vhost_scsi.slices import sliced
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service, Serving
     from vhost_scsi.dataplane import TaskSnapshot
 
+UNIT_SLICE: Final = 8
+"""units described in one turn of the loop, at some 0.3 ms each"""
 _PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
 
 
@@ -122,14 +125,18 @@ class _Calls:
             "luns": len(serving.port.luns),
         }
 
-    def lun_list(self) -> dict[str, Any]:
+    async def lun_list(self) -> dict[str, Any]:
         service = self._service
-        places: dict[str, list[dict[str, Any]]] = {name: [] for name in service.target.units}
+        places: dict[str, list[dict[str, Any]]] = {}
         for serving in service.ports.values():
             for mapped in serving.port.luns:
-                places[mapped.unit.name].append({"port": serving.name, "target": mapped.target_id, "lun": mapped.lun})
+                place = {"port": serving.name, "target": mapped.target_id, "lun": mapped.lun}
+                places.setdefault(mapped.unit.name, []).append(place)
+        in_targets = iscsi_methods.lun_places(service.iscsi) if service.iscsi is not None else {}
         units = []
-        for unit in service.target.units.values():
+        async for unit in sliced(list(service.target.units.values()), UNIT_SLICE):
+            if service.target.units.get(unit.name) is not unit:
+                continue  # taken away meanwhile, and its memory with it
             store = unit.store
             units.append(
                 {
@@ -143,8 +150,8 @@ class _Calls:
                     "medium": media.state(unit),
                     "store": {"kind": store.kind, "info": plain(store.info), "stats": plain(store.stats)},
                     "stats": plain(unit.stats()),
-                    "mapped": places[unit.name],
-                    "iscsi": iscsi_methods.lun_places(service.iscsi, unit.name) if service.iscsi is not None else [],
+                    "mapped": places.get(unit.name, []),
+                    "iscsi": in_targets.get(unit.name, []),
                 }
             )
         return {"logical_units": units}
@@ -193,20 +200,24 @@ class _Calls:
             raise RpcError(REFUSED, f"port {serving.name} has queues 0 to {len(statuses) - 1}, not {index}")
         tasks = await self._queue_tasks(serving, index)
         status = serving.device.queue_status()[index]
-        snapshot = serving.device.walk(index, [task.head for task in tasks])
-        ring = None
+        snapshot = await serving.device.walk(index, [task.head for task in tasks])
+        settled = None
         if snapshot is not None:
             # What was answered while the ring was read belongs to the driver again, who may have put anything there.
             later = {(task.head, task.tag) for task in await self._queue_tasks(serving, index)}
             still = serving.device.queue_status()[index].used_idx == status.used_idx
             settled = None if still else {task.head for task in tasks if (task.head, task.tag) in later}
-            ring = ring_view(snapshot, status, settled)
         units = self._unit_names(serving)
-        return {
-            "queue": queue_row(serving.name, status),
-            "ring": ring,
-            "tasks": [task_row(task, units) for task in tasks],
-        }
+
+        def told() -> dict[str, Any]:
+            return {
+                "queue": queue_row(serving.name, status),
+                "ring": ring_view(snapshot, status, settled) if snapshot is not None else None,
+                "tasks": [task_row(task, units) for task in tasks],
+            }
+
+        # Values only, and thousands of them: in a thread, where they keep nobody waiting.
+        return await asyncio.to_thread(told)
 
     async def _queue_tasks(self, serving: Serving, index: int) -> list[TaskSnapshot]:
         return [task for task in await device_tasks(self._service.core, serving.port) if task.queue == index]
@@ -215,10 +226,8 @@ class _Calls:
         rows = []
         for serving in self._service.ports.values():
             units = self._unit_names(serving)
-            rows += [
-                {"port": serving.name, **task_row(task, units)}
-                for task in await device_tasks(self._service.core, serving.port)
-            ]
+            async for task in sliced(await device_tasks(self._service.core, serving.port)):
+                rows.append({"port": serving.name, **task_row(task, units)})
         return {"tasks": rows}
 
     def log_level(self, level: str | None = None) -> dict[str, Any]:

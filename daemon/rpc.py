@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from vhost_scsi.daemon.config import nearest
 from vhost_scsi.errors import VhostScsiError
+from vhost_scsi.slices import sliced
 
 PROTOCOL: Final = 1
 """of the handshake; a daemon that cannot speak a client's number says which it speaks"""
@@ -24,6 +25,9 @@ SCHEMA_VERSION: Final = 1
 MAX_REQUEST: Final = 64 << 10
 MAX_ANSWER: Final = 32 << 20
 MAX_BATCH: Final = 64
+PIECES: Final = 4000
+"""words and marks of an answer that are written in one turn of the loop: some 2 ms"""
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
 NO_HANDSHAKE, WRONG_PROTOCOL, REFUSED, TOO_MANY = -32001, -32002, -32003, -32004
@@ -107,9 +111,9 @@ class Dispatcher:
             if not 1 <= len(message) <= MAX_BATCH:
                 return encode(error_answer(None, INVALID_REQUEST, f"a batch has 1 to {MAX_BATCH} requests"))
             answers = [answer for item in message if (answer := await self._one(item)) is not None]
-            return encode(answers) if answers else None
+            return await encode_in_slices(answers) if answers else None
         answer = await self._one(message)
-        return encode(answer) if answer is not None else None
+        return await encode_in_slices(answer) if answer is not None else None
 
     async def _one(self, request: Any) -> dict[str, Any] | None:
         if (
@@ -165,3 +169,9 @@ def error_answer(ident: Any, code: int, message: str) -> dict[str, Any]:
 def encode(message: Any) -> bytes:
     """One line."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+async def encode_in_slices(message: Any) -> bytes:
+    """As `encode`, for answers that may be megabytes: others have their turn meanwhile."""
+    pieces = [piece async for piece in sliced(_ENCODER.iterencode(message), PIECES)]
+    return "".join(pieces).encode() + b"\n"

@@ -156,7 +156,7 @@ class DataPlane:
         self._sessions.add(session)
         port.on_luns = lambda: self._publish(session)
         try:
-            await port.map_all([(0, lun, self._unit(params, lun)) for lun in sorted(params.luns)])
+            await port.map_all((0, lun, self._unit(params, lun)) for lun in sorted(params.luns))
         except BaseException:
             await self.close_session(session)
             raise

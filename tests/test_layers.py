@@ -19,8 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vhost_scsi"
 
-# What each part may import, itself aside. The exception tree, the limited log and the version are everybody's.
-EVERYBODY = {"errors", "log_limit", "__version__"}
+# What each part may import, itself aside. The exception tree, the limited log, sliced loops and the version are
+# everybody's.
+EVERYBODY = {"errors", "log_limit", "slices", "__version__"}
 # `_core` is the compiled module: its calls are the data plane's interface, and `dataplane` what all callers share.
 BASE = {"dataplane", "scsi", "_core"}
 UP_TO_VIRTQUEUE = BASE | {"stores", "virtqueue"}
@@ -30,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "log_limit": set(),
+    "slices": set(),
     "dataplane": {"_core"},
     "scsi": set(),
     "stores": BASE,

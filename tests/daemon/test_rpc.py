@@ -175,3 +175,26 @@ def test_any_json_is_answered_with_json_or_not_at_all(message: Any) -> None:
 @given(st.binary(max_size=64))
 def test_any_bytes_are_answered(line: bytes) -> None:
     raw(dispatcher(), line)
+
+
+def test_an_answer_in_slices_is_the_same_answer() -> None:
+    message = {
+        "rows": [{"n": n, "text": 'a "\\u00e4" \n', "none": None, "list": [True, 1.5]} for n in range(rpc.PIECES)]
+    }
+    turns = 0
+
+    async def beside() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> bytes:
+        other = asyncio.ensure_future(beside())
+        try:
+            return await rpc.encode_in_slices(message)
+        finally:
+            other.cancel()
+
+    assert asyncio.run(main()) == rpc.encode(message)
+    assert turns > 10

@@ -7,15 +7,22 @@ import asyncio
 import logging
 import os
 import threading
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vhost_scsi.daemon import service, state
+from vhost_scsi.daemon import methods, service, state
 from vhost_scsi.daemon.config import DaemonConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
 from vhost_scsi.daemon.service import Service, drain_limit
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi.logical_unit import LogicalUnit
+from vhost_scsi.scsi.nexus import ITL
+from vhost_scsi.scsi.reserve import ReservationKeeper
+from vhost_scsi.slices import SLICE
+from vhost_scsi.target import Port, Unit
 
 
 def configured(tmp_path: Path, units: dict[str, str]) -> DaemonConfig:
@@ -61,6 +68,50 @@ def test_a_unit_that_cannot_be_opened_leaves_nothing_behind(tmp_path: Path) -> N
         asyncio.run(daemon.start())
     assert list(tmp_path.iterdir()) == []
     assert not daemon.target.units
+
+
+def test_no_loop_over_units_goes_on_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: what is done for one unit after the other, and the turns that others have in between."""
+    noted: list[str] = []
+
+    def note(owner: type, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noting(self: Any, *given: Any, **named: Any) -> Any:
+            noted.append(name)
+            return real(self, *given, **named)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    async def turns() -> None:
+        while True:
+            noted.append("turn")
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        daemon = Service(configured(tmp_path, {f"u{number}": "null:1M" for number in range(100)}))
+        beside = asyncio.ensure_future(turns())
+        await daemon.start()
+        found = await methods.table(daemon)["lun.list"].call()  # type: ignore[misc]
+        assert [unit["mapped"] for unit in found["logical_units"][:2]] == [
+            [{"port": "p", "target": 0, "lun": lun}] for lun in range(2)
+        ]
+        await daemon.ports["p"].port.nexus_lost()
+        await daemon.close()
+        beside.cancel()
+
+    for owner, name in (
+        *((Port, "_map"), (Unit, "stats"), (ITL, "lost"), (ReservationKeeper, "forget_legacy")),
+        *((LogicalUnit, "nexuses_held"), (LogicalUnit, "initiators_gone"), (LogicalUnit, "detach_quiet")),
+    ):
+        note(owner, name)
+    asyncio.run(main())
+    longest = {
+        name: max(len(list(run)) for each, run in groupby(noted) if each == name) for name in {*noted} - {"turn"}
+    }
+    assert longest.pop("stats") == methods.UNIT_SLICE
+    assert len(longest) == 6
+    assert set(longest.values()) == {SLICE}, longest
 
 
 def test_who_cannot_drain_tidies_up_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:

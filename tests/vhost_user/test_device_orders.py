@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.live import TEST_UNIT_READY, End, Host, Live, good, inquiry, open_fds, read10, resident_kib, write10
+from vhost_scsi.errors import ConfigError
+from vhost_scsi.vhost_user import device
 from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.frontend import Frontend, RequestRefused
 from vhost_scsi.vhost_user.initiator import USER_BASE
@@ -29,7 +34,7 @@ from vhost_scsi.vhost_user.messages import (
     VringAddr,
     VringState,
 )
-from vhost_scsi.virtqueue.memory import GuestMemory, Region
+from vhost_scsi.virtqueue.memory import FileMemory, GuestMemory, Region
 from vhost_scsi.virtqueue.scsi_driver import QueuePort, ScsiDriver, _Pending, eventfd_notifier
 from vhost_scsi.virtqueue.split_driver import SplitDriver
 from vhost_scsi.virtqueue.virtio_scsi import LunAddress, RequestHeader, Response, response_header_bytes
@@ -472,6 +477,43 @@ def test_a_ring_whose_memory_goes_rests_until_it_comes_back(live: Live, caplog: 
         uses(steps.host, 4)
     finally:
         steps.close()
+
+
+def test_a_ring_is_walked_beside_the_loop_with_descriptors_of_its_own(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = live.end((0, 0, live.unit()))
+    with end.connect() as host:
+        host.ready()
+        before = open_fds()
+        walks: list[tuple[int, set[int]]] = []
+        real = device.walk
+
+        def noted(memory: FileMemory, *given: Any, **named: Any) -> Any:
+            walks.append((threading.get_ident(), {region.fd for region in memory._map.regions}))
+            if len(walks) == 2:
+                raise ZeroDivisionError("a bug")
+            return real(memory, *given, **named)
+
+        monkeypatch.setattr(device, "walk", noted)
+        snapshot = live.call(end.device.walk(2))
+        assert snapshot is not None
+        assert not snapshot.violations
+        with pytest.raises(ZeroDivisionError):
+            live.call(end.device.walk(2))
+        assert live.run(threading.get_ident) not in {thread for thread, _ in walks}
+        assert not {fd for _, fds in walks for fd in fds} & before.keys()
+        assert open_fds() == before
+
+        def no_more(fd: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(device.os, "dup", no_more)
+            with pytest.raises(ConfigError, match="Too many open files"):
+                live.call(end.device.walk(2))
+    live.wait_for(lambda: not end.queue(2).started, "the end of the ring")
+    assert live.call(end.device.walk(2)) is None
 
 
 def test_509_regions(live: Live) -> None:

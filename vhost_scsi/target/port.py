@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid5
 
@@ -20,6 +21,7 @@ from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi import transport_id
 from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
+from vhost_scsi.slices import SLICE, all_entered, sliced
 from vhost_scsi.target import tmf
 from vhost_scsi.target.port_ids import UNKNOWN
 from vhost_scsi.target.unit import Unit
@@ -121,10 +123,11 @@ class Port:
         return mapped
 
     async def map_all(self, places: Iterable[tuple[int, int, Unit]]) -> list[MappedLun]:
-        """As `map`, for many at once: the transport is told once."""
+        """As `map`, for many at once: the transport is told once. A place is asked for right before it is mapped: what
+        it names may be gone by then."""
         mapped: list[MappedLun] = []
         try:
-            for place in places:
+            async for place in sliced(places):
                 mapped.append(self._map(*place))
         finally:
             if mapped:
@@ -177,11 +180,11 @@ class Port:
         if gone and self.on_luns is not None:
             await self.on_luns()
         # One look for them all: of 16384 LUNs few have anything in flight.
-        with self._all_held(gone):
+        async with self._all_held(gone):
             await tmf.ask_port(self.core, self, lib.VS_TMF_QUERY)
             await self.core.epoch_reached(lib.vs_epoch_bump(self.core.handle))
-            busy = self._busy(gone)
-        for mapped in gone:
+            busy = await self._busy(gone)
+        async for mapped in sliced(gone):
             if mapped in busy:
                 await self._end(mapped)
             else:
@@ -204,40 +207,42 @@ class Port:
         new. A network initiator that logs out leaves mode pages and a stop as they are (SPC-5 6.11)."""
         mapped = self.luns
         places = _by_unit(mapped)
-        with ExitStack() as reset, self._all_held(mapped):
-            for unit in places:
-                reset.enter_context(unit.resetting())
+        async with all_entered(unit.resetting() for unit in places), self._all_held(mapped):
             await tmf.ask_port(self.core, self, lib.VS_TMF_ABORT)
             await self.core.epoch_reached(lib.vs_epoch_bump(self.core.handle))
-            busy = self._busy(mapped)
-            for each in mapped:
+            busy = await self._busy(mapped)
+            async for each in sliced(mapped):
                 if each not in busy:
                     each.itl.lost()
             # Units at once: what one has in flight must not keep the next one's tasks running.
             await asyncio.gather(*(self._unit_lost(*lost) for lost in _by_unit(busy).items()))
-            for each in mapped:
+            async for each in sliced(mapped):
                 await each.unit.logical_unit.reservations.forget_legacy(each.itl.nexus.id)
         if machine:
-            gone = (unit.logical_unit.initiators_gone([m.itl for m in each]) for unit, each in places.items())
-            await asyncio.gather(*gone)
+            # Few have anything to forget; those that have do not wait for each other, as far as a slice goes.
+            units = iter(places.items())
+            while slice_ := list(islice(units, SLICE)):
+                await asyncio.gather(
+                    *(unit.logical_unit.initiators_gone([m.itl for m in each]) for unit, each in slice_)
+                )
 
     async def _unit_lost(self, unit: Unit, places: list[MappedLun]) -> None:
         for mapped in places:
             await unit.logical_unit.nexus_lost(mapped.itl, self._target.canceller(mapped))
 
-    @contextmanager
-    def _all_held(self, places: Iterable[MappedLun]) -> Iterator[None]:
-        with ExitStack() as held:
-            for unit, each in _by_unit(places).items():
-                held.enter_context(unit.logical_unit.nexuses_held([mapped.itl for mapped in each]))
-            yield
+    def _all_held(self, places: Iterable[MappedLun]) -> AbstractAsyncContextManager[None]:
+        return all_entered(
+            unit.logical_unit.nexuses_held([mapped.itl for mapped in each]) for unit, each in _by_unit(places).items()
+        )
 
-    def _busy(self, places: Iterable[MappedLun]) -> dict[MappedLun, None]:
+    async def _busy(self, places: Iterable[MappedLun]) -> dict[MappedLun, None]:
         """Those that have tasks in either plane, in order. All are held, and every worker was asked since."""
-        tasks = {itl for unit in _by_unit(places) for itl in unit.logical_unit.nexuses_with_tasks()}
+        tasks: set[ITL] = set()
+        async for unit in sliced(_by_unit(places)):
+            tasks |= unit.logical_unit.nexuses_with_tasks()
         return {
             mapped: None
-            for mapped in places
+            async for mapped in sliced(places)
             if mapped.itl in tasks or lib.vs_pins_busy(lib.vs_nexus_pins(mapped.handle))
         }
 

@@ -15,6 +15,7 @@ from vhost_scsi.scsi.nexus import Cancel, Nexus, TargetPort
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.saved_state import SavedState
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
+from vhost_scsi.slices import sliced
 from vhost_scsi.stores import Store
 from vhost_scsi.target import tmf
 from vhost_scsi.target.medium import LuSpec
@@ -76,7 +77,7 @@ class Target:
         """Unmaps and destroys everything; transports have stopped."""
         for port in self.ports.values():
             await port.unmap_all()
-        for unit in list(self.units.values()):
+        async for unit in sliced(list(self.units.values())):
             await unit.close()
         self.units.clear()
         self.ports.clear()

@@ -537,22 +537,36 @@ class VirtioScsiDevice:
             errors=info.errors,
         )
 
-    def walk(self, index: int, in_flight: Sequence[int] = ()) -> RingSnapshot | None:
+    async def walk(self, index: int, in_flight: Sequence[int] = ()) -> RingSnapshot | None:
         """Reads the ring from the guest's memory by itself; None while it does not run."""
         ring = self._rings[index]
-        if not ring.running or ring.addresses is None:
+        addresses = ring.addresses
+        if not ring.running or addresses is None:
             return None
-        memory = FileMemory(
-            FileRegion(region.guest_addr, region.size, region.fd, region.mmap_offset) for region in self._regions()
-        )
-        status = self._one_status(index)
-        return walk(
-            memory,
-            ring.addresses,
-            event_idx=bool(self._acked & Feature.EVENT_IDX),
-            indirect=bool(self._acked & Feature.INDIRECT_DESC),
-            positions=Positions(last_avail_idx=status.last_avail, in_flight=list(in_flight)),
-        )
+        event_idx, indirect = bool(self._acked & Feature.EVENT_IDX), bool(self._acked & Feature.INDIRECT_DESC)
+        positions = Positions(self._one_status(index).last_avail, list(in_flight))
+        # Descriptors of its own: the map may go, and the numbers of its descriptors be somebody else's, before the walk
+        # of a large ring has ended in its thread.
+        regions: list[FileRegion] = []
+
+        def close() -> None:
+            for region in regions:
+                os.close(region.fd)
+
+        def work() -> RingSnapshot:
+            try:
+                return walk(FileMemory(regions), addresses, event_idx=event_idx, indirect=indirect, positions=positions)
+            finally:
+                close()
+
+        try:
+            for each in self._regions():
+                regions.append(FileRegion(each.guest_addr, each.size, os.dup(each.fd), each.mmap_offset))
+        except OSError as error:
+            close()
+            raise ConfigError(f"port {self.port.name}: {queue_name(index)}: cannot be read: {error.strerror}") from None
+        # Who stops waiting does not keep it from closing them.
+        return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(work)))
 
 
 def queue_name(index: int) -> str:
