@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the split ring, by name: what the walker reports when a ring or a chain breaks one.
+"""The rules of split and packed rings, by name: what the walker reports when a ring or a chain breaks one.
 
 Only names, words and clauses. A rule with `forbidden` false is a remark: the standard allows it, but it is
-worth seeing.
+worth seeing. Clauses of rules that both layouts have are those of the split one (2.7); in 2.8 the same is forbidden.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class RingRule(Enum):
     INDIRECT_LENGTH_INVALID = "indirect table's length is not a positive multiple of 16", "2.7.5.3", True
     INDIRECT_TABLE_OVERFLOW = "indirect table wraps past the end of the address space", "2.7.5.3", True
     INDIRECT_TABLE_UNMAPPED = "indirect table is not in guest memory", "2.7.5.3", True
+
+    PACKED_SIZE_INVALID = "queue size is not one from 1 to 32768", "2.8", True
+    LIST_FLAGS_DISAGREE = "descriptors of one list are not all available", "2.8.6", True
+    EVENT_INVALID = "event suppression asks for what does not exist", "2.8.10", True
+    BUFFER_ID_TWICE = "buffer id is offered while the device still has it", "2.8.21.1", True
+    # No clause says how large an id may be; a device that keeps a table of them needs an end.
+    BUFFER_ID_OUT_OF_RANGE = "buffer id is not below the queue size", "2.8.13", False
 
     def __init__(self, text: str, clause: str, forbidden: bool) -> None:
         self.text = text

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The read-only walker of packed rings: what is posted and not taken, what is in flight, and the rules that are broken.
+
+Like `walker` it is handed addresses and a memory of its own, writes nothing, believes nothing, never raises for what
+stands in guest memory, and does bounded work.
+
+A packed ring tells less than a split one: no index stands in it, lists that were taken are overwritten by used
+descriptors, and the length of a list that was used is known to the driver alone. So the device's place is to be handed
+in (`PackedPositions`); else it is where the device last asked to be kicked, if it did, and `guessed` says so; else
+nothing can be listed. Of what is in flight only the ids are known, from whoever tells them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from vhost_scsi.virtqueue.chains import Budget, Chain, ChainWalk, Descriptor, HeadState, Violation
+from vhost_scsi.virtqueue.layout import DESC_ALIGN, DESC_BYTES, MAX_QUEUE_SIZE, DescFlag, RingAddresses
+from vhost_scsi.virtqueue.memory import AddressError, ReadableMemory
+from vhost_scsi.virtqueue.packed_layout import EVENT_ALIGN, EVENT_BYTES, EVENT_MODE_MASK, EventMode, PackedLayout, Place
+from vhost_scsi.virtqueue.ring_rules import RingRule
+from vhost_scsi.virtqueue.walker import DEFAULT_MAX_DESCRIPTORS
+
+# Descriptor's fields by the names that they have in chains: the buffer id stands where `next` is kept.
+_DTYPE: Final = np.dtype([("addr", "<u8"), ("len", "<u4"), ("next", "<u2"), ("flags", "<u2")])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPositions:
+    """What the device knows of itself; None where nobody told. To be taken while it stands still."""
+
+    next_avail: Place | None = None
+    next_used: Place | None = None
+    in_flight: Collection[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EventSuppression:
+    """One side's wish (2.8.14)."""
+
+    mode: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSnapshot:
+    """A packed queue at one moment. A chain's `head` is its buffer id. Events are None where they cannot be read."""
+
+    addresses: RingAddresses
+    driver_event: EventSuppression | None = None
+    device_event: EventSuppression | None = None
+    next_avail: Place | None = None
+    guessed: bool = False
+    held: int | None = None
+    in_flight: tuple[int, ...] = ()
+    chains: tuple[Chain, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    truncated: bool = False
+
+    def all_violations(self) -> Iterator[Violation]:
+        """Of the ring, then of each chain."""
+        yield from self.violations
+        for chain in self.chains:
+            yield from chain.violations
+
+
+class PackedChainWalk(ChainWalk):
+    """Walks one list of a packed ring: what stands side by side, or all of one table."""
+
+    def __init__(self, memory: ReadableMemory, table: bytes, size: int, indirect: bool, budget: Budget) -> None:
+        super().__init__(memory, table, size, indirect, budget)
+        self._table = np.frombuffer(table, dtype=_DTYPE)
+        self.end = Place()
+
+    def walk_from(self, place: Place, room: int) -> Chain:
+        """The list that begins at `place` and may hold `room` descriptors; `end` is the place behind it."""
+        self.end = place
+        last: Descriptor | None = None
+        while True:
+            descriptor = self._take(self.end.index, False, self._table[self.end.index])
+            if descriptor is None:
+                break
+            if not self.end.is_avail(descriptor.flags):
+                self._breaks(RingRule.LIST_FLAGS_DISAGREE, descriptor, descriptor.flags)
+                break
+            self.end = self.end.forward(1, self._size)
+            room -= 1
+            if descriptor.flags & DescFlag.INDIRECT:
+                if last is not None:
+                    self._breaks(RingRule.INDIRECT_WITH_NEXT, descriptor)
+                last = descriptor
+                self._table_descriptor(descriptor)
+                break
+            last = descriptor
+            self._buffer(descriptor)
+            if not descriptor.flags & DescFlag.NEXT:
+                break
+            if room <= 0:
+                self._breaks(RingRule.CHAIN_TOO_LONG, descriptor)
+                break
+        if last is not None and last.next >= self._size:
+            self._breaks(RingRule.BUFFER_ID_OUT_OF_RANGE, last, last.next)
+        self._check_overlap()
+        id_ = last.next if last is not None else 0
+        return Chain(id_, HeadState.POSTED, tuple(self._descriptors), tuple(self._violations), self._truncated)
+
+    def _walk_table(self, table: Descriptor) -> None:
+        """2.8.7: every entry counts, and of its flags only WRITE does; 2.8.19 forbids the others."""
+        for index in range(table.length // DESC_BYTES):
+            try:
+                raw = self._memory.read(table.address + index * DESC_BYTES, DESC_BYTES)
+            except AddressError:
+                self._breaks(RingRule.INDIRECT_TABLE_UNMAPPED, table, table.address)
+                return
+            descriptor = self._take(index, True, np.frombuffer(raw, dtype=_DTYPE)[0])
+            if descriptor is None:
+                return
+            if descriptor.flags & DescFlag.INDIRECT:
+                self._breaks(RingRule.INDIRECT_IN_INDIRECT, descriptor)
+                return
+            self._buffer(descriptor)
+
+
+def walk_packed(
+    memory: ReadableMemory,
+    addresses: RingAddresses,
+    *,
+    indirect: bool,
+    positions: PackedPositions | None = None,
+    max_descriptors: int = DEFAULT_MAX_DESCRIPTORS,
+) -> PackedSnapshot:
+    """A snapshot of the packed ring at `addresses`; `indirect` as negotiated."""
+    violations = _check_ring(memory, addresses)
+    if violations:
+        return PackedSnapshot(addresses, violations=tuple(violations))
+    positions = positions or PackedPositions()
+    try:
+        table = memory.read(addresses.desc, PackedLayout(addresses.size).desc_bytes)
+        driver, device = (_event(memory.read(at, EVENT_BYTES)) for at in (addresses.avail, addresses.used))
+    except AddressError as error:
+        # the check passed and the read did not: the file behind the region was truncated
+        return PackedSnapshot(addresses, violations=(Violation(RingRule.RING_UNMAPPED, value=error.address),))
+    for event in (driver, device):
+        if event.mode > EventMode.DESC or (event.mode == EventMode.DESC and event.place.index >= addresses.size):
+            violations.append(Violation(RingRule.EVENT_INVALID, event.place.index, event.mode))
+    at, guessed = positions.next_avail, False
+    if at is None and device.mode == EventMode.DESC:
+        at, guessed = device.place, True
+    if at is not None and at.index >= addresses.size:
+        at = None
+    held = None
+    if at is not None and positions.next_used is not None and positions.next_used.index < addresses.size:
+        held = positions.next_used.distance(at, addresses.size)
+    budget = Budget(max_descriptors)
+    chains = _posted(memory, table, addresses.size, indirect, budget, at, held or 0) if at is not None else []
+    seen = set(positions.in_flight)
+    for chain in chains:
+        if chain.head in seen:
+            violations.append(Violation(RingRule.BUFFER_ID_TWICE, chain.descriptors[-1].index, chain.head))
+        seen.add(chain.head)
+    return PackedSnapshot(
+        addresses=addresses,
+        driver_event=driver,
+        device_event=device,
+        next_avail=at,
+        guessed=guessed,
+        held=held,
+        in_flight=tuple(positions.in_flight),
+        chains=tuple(chains),
+        violations=tuple(violations),
+        truncated=any(chain.truncated for chain in chains),
+    )
+
+
+def _posted(
+    memory: ReadableMemory, table: bytes, size: int, indirect: bool, budget: Budget, at: Place, held: int
+) -> list[Chain]:
+    """The lists from the device's place on, no further than the ring is long."""
+    flags = np.frombuffer(table, dtype=_DTYPE)["flags"]
+    chains: list[Chain] = []
+    room = size - held
+    while room > 0 and at.is_avail(int(flags[at.index])) and budget.left > 0:
+        walk = PackedChainWalk(memory, table, size, indirect, budget)
+        chains.append(walk.walk_from(at, room))
+        passed = at.distance(walk.end, size)
+        if not passed or any(v.rule is RingRule.LIST_FLAGS_DISAGREE for v in chains[-1].violations):
+            break
+        room -= passed
+        at = walk.end
+    return chains
+
+
+def _event(raw: bytes) -> EventSuppression:
+    place, flags = (int.from_bytes(raw[i : i + 2], "little") for i in (0, 2))
+    return EventSuppression(flags & EVENT_MODE_MASK, Place.of_word(place))
+
+
+def _check_ring(memory: ReadableMemory, addresses: RingAddresses) -> list[Violation]:
+    """Size, alignment and mapping of the three parts (2.8.10.1)."""
+    if not 1 <= addresses.size <= MAX_QUEUE_SIZE:
+        return [Violation(RingRule.PACKED_SIZE_INVALID, value=addresses.size)]
+    violations = []
+    for address, length, align in (
+        (addresses.desc, PackedLayout(addresses.size).desc_bytes, DESC_ALIGN),
+        (addresses.avail, EVENT_BYTES, EVENT_ALIGN),
+        (addresses.used, EVENT_BYTES, EVENT_ALIGN),
+    ):
+        if address % align:
+            violations.append(Violation(RingRule.RING_MISALIGNED, value=address))
+        try:
+            memory.check(address, length)
+        except AddressError:
+            violations.append(Violation(RingRule.RING_UNMAPPED, value=address))
+    return violations
