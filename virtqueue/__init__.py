@@ -3,8 +3,8 @@
 
 Not the data plane: the device side that serves a guest is C (core/). What is here drives a device in tests and
 benches, and looks at live rings from outside. The split format (virtio 1.3, 2.7): `layout`, `split_driver`, `walker`
-with `chains`. The packed format (2.8): `packed_layout`, `packed_driver`, `packed_walker`. `memory`, `accessors`, `ring_rules` and
-`virtio_scsi` are shared, and `scsi_driver` takes any driver of SplitDriver's shape.
+with `chains`. The packed format (2.8): `packed_layout`, `packed_driver`, `packed_walker`. `memory`, `accessors`,
+`ring_rules` and `virtio_scsi` are shared, and `scsi_driver` takes any driver of SplitDriver's shape.
 """
 
 if __name__ != "vhost_scsi.virtqueue":

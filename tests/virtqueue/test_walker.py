@@ -3,6 +3,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -336,13 +337,11 @@ def test_a_table_whose_file_was_truncated_meanwhile(make_driver, memory):
 
 
 def test_every_rule_has_words_a_clause_and_a_test():
-    with open(__file__, encoding="utf-8") as source:
-        text = source.read()
+    texts = {"2.7": Path(__file__).read_text(), "2.8": Path(__file__).with_name("test_packed_walker.py").read_text()}
     for rule in RingRule:
         assert rule.text
-        assert rule.clause.startswith("2.7")
         assert str(rule) == f"{rule.text} (virtio 1.3, {rule.clause})"
-        assert f"RingRule.{rule.name}" in text
+        assert f"RingRule.{rule.name}" in texts[rule.clause[:3]]
 
 
 def test_a_ring_that_moves_is_said_to_move(make_driver, memory):
