@@ -238,17 +238,20 @@ class _Calls:
             self._service.config = self._service.config.model_copy(update={"log_level": level})
         return {"level": logs.get_level()}
 
-    def config_show(self) -> dict[str, Any]:
-        return {"toml": config_save.whole_text(self._service.config), **self._drift()}
+    async def config_show(self) -> dict[str, Any]:
+        # Configurations are never changed, only replaced, so that a thread may take its time over one.
+        text = await asyncio.to_thread(config_save.whole_text, self._service.config)
+        return {"toml": text, **await self._drift()}
 
     async def config_save(self, path: str | None = None) -> dict[str, Any]:
         if path is not None and not os.path.isabs(path):
             raise RpcError(INVALID_PARAMS, "config.save: path must be absolute")
-        return {"saved": await self._service.save(path), **self._drift()}
+        return {"saved": await self._service.save(path), **await self._drift()}
 
-    def _drift(self) -> dict[str, Any]:
+    async def _drift(self) -> dict[str, Any]:
         service = self._service
-        return {"file": service.config_path, "drift": differences(service.config, service.loaded)}
+        drift = await asyncio.to_thread(differences, service.config, service.loaded)
+        return {"file": service.config_path, "drift": drift}
 
     async def reload(self) -> dict[str, Any]:
         return {"needs_restart": list(await self._service.reload()), "log_level": logs.get_level()}

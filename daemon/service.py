@@ -148,6 +148,10 @@ class Service:
         if self._control is not None:
             await self._control.serve()
         if self.watch is not None:
+            # What was built stays: a collector that walks through thousands of units stalls the loop for nothing.
+            gc.collect()
+            gc.freeze()
+            await asyncio.sleep(0)
             self.watch.on = True
         _LOG.info(
             "vhost-scsi %s, pid %d: %d logical units, %d ports, %d iSCSI targets, %d workers, engine %s%s",
@@ -317,9 +321,6 @@ class Service:
         """Everything, until a signal, a request or the end of the last connected descriptor."""
         with self._signals():
             if await self._start_unless_stopped():
-                # What was built stays: a collector that walks through thousands of units stalls the loop for nothing.
-                gc.collect()
-                gc.freeze()
                 try:
                     ready()
                     systemd.notify("READY=1", f"MAINPID={os.getpid()}")
@@ -409,8 +410,8 @@ class Service:
     async def _read_anew(self) -> tuple[str, ...]:
         if self._reload is None:
             raise ConfigError("there is no configuration file")
-        fresh = self._reload(None).spelled_out()
         async with self.changing:
+            fresh = (await asyncio.to_thread(self._reload, None)).spelled_out()
             fixed = await self._change(fresh, reread=True)
             self.loaded = fresh
         return fixed
@@ -425,15 +426,15 @@ class Service:
         ConfigError, and nothing is written then."""
         async with self.changing:
             if path is not None and (self.config_path is None or not same_file(path, self.config_path)):
-                text = config_save.whole_text(self.config)
-                build(tomllib.loads(text))
+                text = await asyncio.to_thread(config_save.whole_text, self.config)
+                await asyncio.to_thread(lambda: build(tomllib.loads(text)))
                 await asyncio.to_thread(config_save.write, path, text)
                 return path
             if self.config_path is None or self._reload is None:
                 raise ConfigError("this daemon was started without a configuration file: name the one to write")
             old = await asyncio.to_thread(config_save.read, self.config_path)
-            text = config_save.changed_text(old, self.loaded, self.config)
-            fresh = self._reload(text).spelled_out()
+            text = await asyncio.to_thread(config_save.changed_text, old, self.loaded, self.config)
+            fresh = (await asyncio.to_thread(self._reload, text)).spelled_out()
             await asyncio.to_thread(config_save.write, self.config_path, text)
             self.loaded = fresh
             return self.config_path

@@ -8,6 +8,7 @@ is named.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
@@ -97,9 +98,10 @@ async def take_over(service: Service, fresh: DaemonConfig, *, reread: bool) -> t
     """Makes the daemon what `fresh` says; returns what needs a restart. Raises ConfigError: nothing has changed then.
     `reread`: the secrets of what has not changed are read anew, too.
     Nobody else changes the daemon meanwhile. Returns when the sessions of what was removed have ended."""
-    running, plan = service.config, possible(service.config, fresh)
+    running = service.config
+    plan = await asyncio.to_thread(possible, running, fresh)
     config = plan.config
-    units.check_shared(config.lu)
+    await asyncio.to_thread(units.check_shared, config.lu)
     known = None if reread else _known(service, config)
     made = None if config.iscsi is None else make_all(config.iscsi, config.iscsi_luns(), known)
     added = {name: lu for name, lu in config.lu.items() if name not in running.lu}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vhost_scsi.daemon import methods, service, state
+from vhost_scsi.daemon import config_save, methods, service, state, takeover, units
 from vhost_scsi.daemon.config import DaemonConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
 from vhost_scsi.daemon.service import Service, drain_limit
@@ -112,6 +112,45 @@ def test_no_loop_over_units_goes_on_for_long(tmp_path: Path, monkeypatch: pytest
     assert longest.pop("stats") == methods.UNIT_SLICE
     assert len(longest) == 6
     assert set(longest.values()) == {SLICE}, longest
+
+
+def test_configurations_are_read_compared_and_written_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, int] = {}
+
+    def note(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noting(*given: Any) -> Any:
+            threads[name] = threading.get_ident()
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    config = configured(tmp_path, {"one": "null:1M"})
+
+    def read_anew(text: str | None) -> DaemonConfig:
+        threads["read_anew"] = threading.get_ident()
+        return config
+
+    async def main() -> None:
+        daemon = Service(config, reload=read_anew)
+        await daemon.start()
+        for each in ((config_save, "whole_text"), (methods, "differences"), (takeover, "possible")):
+            note(*each)
+        note(units, "check_shared")
+        calls = methods.table(daemon)
+        shown = await calls["config.show"].call()  # type: ignore[misc]
+        assert "null:1M" in shown["toml"]
+        assert await daemon.reload() == ()
+        await calls["config.save"].call(path=str(tmp_path / "saved.toml"))  # type: ignore[misc]
+        assert (tmp_path / "saved.toml").read_text().endswith(shown["toml"])
+        await daemon.close()
+
+    asyncio.run(main())
+    assert threads.keys() == {"whole_text", "differences", "possible", "check_shared", "read_anew"}
+    assert threading.get_ident() not in threads.values()
 
 
 def test_who_cannot_drain_tidies_up_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
