@@ -393,7 +393,7 @@ def test_a_wrong_data_digest_costs_the_pdu_only(live: Live, initiator: Client) -
     assert initiator.text_request([]).final
 
 
-@pytest.mark.parametrize("kind", set(EventKind) - {EventKind.DATA_DIGEST_ERROR})
+@pytest.mark.parametrize("kind", [each for each in EventKind if each is not EventKind.DATA_DIGEST_ERROR])
 def test_other_events_end_the_connection(live: Live, initiator: Client, kind: EventKind) -> None:
     event = ConnectionEvent(kind, "DATA_SN")
     for _ in range(2):  # the second is of a connection that is on its way out
