@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Listens on portals, drives logins, and gives connections that logged in to the data plane.
 
-A login has a time limit as a whole, so that one that trickles in byte by byte ends like one that is silent. There are
-never more in progress than the limit: whoever comes then waits, or takes the place of the oldest of the address that
-has most of them.
+A login has a time limit as a whole, so that one that trickles in byte by byte ends like one that is silent. How many
+are in progress at once, and who waits or goes, is `login_places.py`: accepting never waits for it.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import socket
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from vhost_scsi.errors import ConfigError
@@ -25,6 +23,7 @@ from vhost_scsi.iscsi.async_messages import session_drop
 from vhost_scsi.iscsi.full_feature import FullFeature
 from vhost_scsi.iscsi.listeners import Listener, Listeners, Plan
 from vhost_scsi.iscsi.login import Login, LoginRefused, Reply, State
+from vhost_scsi.iscsi.login_places import Attempt, LoginPlaces
 from vhost_scsi.iscsi.node import Door, Node
 from vhost_scsi.iscsi.pdu import BHS_SIZE
 from vhost_scsi.iscsi.portals import Portal, bracketed, plain_address
@@ -32,21 +31,10 @@ from vhost_scsi.iscsi.rare import RareHandler, ScsiSide
 from vhost_scsi.iscsi.session_keeper import FINAL_RESPONSE_TIMEOUT, SessionKeeper
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
-GRACE: Final = 2.0  # seconds; a login that is younger keeps its place
-_ACCEPT_PAUSE: Final = 0.5  # seconds to wait when there is no descriptor left for a new connection
+_ACCEPT_PAUSE: Final = 0.5  # seconds to wait when no connection can be accepted, for want of a descriptor most likely
+_ACCEPT_SAID: Final = 60.0  # seconds in which the same reason is told once
 _PART_TIME: Final = 1.0  # seconds in which a refused initiator may read why
 _PART_BYTES: Final = 1 << 20  # what is read of it meanwhile: what stays unread would reset the connection
-
-
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """A login in progress."""
-
-    address: str
-    since: float = field(default_factory=time.monotonic)
-    task: asyncio.Task[None] | None = None
-    committing: bool = False
-    evicted: bool = False
 
 
 class IscsiServer:
@@ -60,8 +48,7 @@ class IscsiServer:
         self.listeners: Final = Listeners(self._accept_all)
         self.keeper: Final = SessionKeeper(node, full_feature)
         self.rare: Final = RareHandler(node, self.keeper, full_feature, scsi)
-        self._attempts: set[_Attempt] = set()
-        self._ended = asyncio.Event()
+        self._places = LoginPlaces(lambda: node.limits.logins_in_progress)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -80,10 +67,10 @@ class IscsiServer:
         """Stops listening, ends logins and sessions; returns when the data plane has nothing of ours any more."""
         self._node.closing = True
         await self.listeners.close()
-        for attempt in self._attempts:
-            self._cancel(attempt)
-        while self._attempts:
-            await asyncio.wait([attempt.task for attempt in self._attempts if attempt.task is not None])
+        for attempt in self._places.all:
+            attempt.cancel()
+        while tasks := [attempt.task for attempt in self._places.all if attempt.task is not None]:
+            await asyncio.wait(tasks)
         await self.keeper.end_all()
         await self.rare.close()
         await self._node.book.close()
@@ -99,70 +86,41 @@ class IscsiServer:
 
     @property
     def logins_in_progress(self) -> int:
-        return len(self._attempts)
+        """Those that wait for a place, or are silent, with them."""
+        return len(self._places)
 
     # ---- accepting -------------------------------------------------------------------------------------------------
 
     async def _accept_all(self, listener: Listener) -> None:
         loop = asyncio.get_running_loop()
+        said: dict[int | None, float] = {}
         while True:
             try:
                 sock, address = await loop.sock_accept(listener.sock)
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
-                    raise
-                LOG.error("iscsi: cannot accept a connection: %s", error.strerror)
+                # Whatever it is: a portal that stops without a word is worse than an attempt in vain.
+                now = time.monotonic()
+                if now - said.get(error.errno, -math.inf) >= _ACCEPT_SAID:
+                    said[error.errno] = now
+                    LOG.error("iscsi: cannot accept a connection at %s: %s", listener.portal, error.strerror or error)
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._places.make_room()
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            try:
-                await self._room()
-            except asyncio.CancelledError:
-                sock.close()
-                raise
-            attempt = _Attempt(address[0])
-            self._attempts.add(attempt)
+            attempt = self._places.begin(address[0])
             attempt.task = asyncio.create_task(self._serve(attempt, sock, address, listener.portal))
             # Not in the task itself: one that is cancelled before its first step never gets to its end.
             attempt.task.add_done_callback(functools.partial(self._done, attempt, sock))
+            # A backlog is accepted without a wait. Who has sent something is read before anyone has to go as silent.
+            await asyncio.sleep(0)
 
-    def _done(self, attempt: _Attempt, sock: socket.socket, task: asyncio.Task[None]) -> None:
-        self._attempts.discard(attempt)
-        self._ended.set()
+    def _done(self, attempt: Attempt, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._places.end(attempt)
         sock.close()  # nothing, if it was handed over
-
-    async def _room(self) -> None:
-        """Returns when one more login may begin."""
-        while len(self._attempts) >= self._node.limits.logins_in_progress:
-            self._ended.clear()
-            wait = self._evict()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._ended.wait()
-
-    def _evict(self) -> float | None:
-        """Ends the oldest login of the address with most of them, if it is old enough; how long to wait otherwise."""
-        open_ones = [attempt for attempt in self._attempts if not attempt.committing and not attempt.evicted]
-        if not open_ones:
-            return None
-        counts = Counter(attempt.address for attempt in open_ones)
-        most = max(counts.values())
-        victim = min((each for each in open_ones if counts[each.address] == most), key=lambda each: each.since)
-        left = victim.since + GRACE - time.monotonic()
-        if left > 0:
-            return left
-        victim.evicted = True
-        self._cancel(victim)
-        return None
-
-    @staticmethod
-    def _cancel(attempt: _Attempt) -> None:
-        # A session that is being made is made, or taken back, by the keeper: it is not interrupted half way.
-        if attempt.task is not None and not attempt.committing:
-            attempt.task.cancel()
 
     # ---- one login -------------------------------------------------------------------------------------------------
 
-    async def _serve(self, attempt: _Attempt, sock: socket.socket, address: tuple[str, int], portal: Portal) -> None:
+    async def _serve(self, attempt: Attempt, sock: socket.socket, address: tuple[str, int], portal: Portal) -> None:
         peer = f"{bracketed(address[0])}:{address[1]}"
         sock.setblocking(False)
         login = Login(Door(self._node, plain_address(address[0]), portal.tag), self._node.challenges)
@@ -171,8 +129,8 @@ class IscsiServer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             local = sock.getsockname()
-            async with asyncio.timeout(limit):
-                refused = await self._talk(login, sock)
+            async with asyncio.timeout(limit) as deadline:
+                refused = await self._talk(login, sock, attempt, deadline)
             if refused is None:
                 attempt.committing = True
                 refused = await self._commit(login, sock, peer, (local[0], local[1]))
@@ -184,7 +142,7 @@ class IscsiServer:
         except asyncio.CancelledError:
             if not attempt.evicted:
                 raise
-            self._tell(login, peer, "too many logins were in progress, and this was the oldest", "evicted")
+            self._tell(login, peer, attempt.evicted, "evicted")
         except OSError as error:
             self._gone(login, peer, error)
         except Exception:
@@ -198,13 +156,17 @@ class IscsiServer:
             why = "the value is not admissible"
             self._node.refused.add(peer, asks.initiator, asks.target or "", "key", asked, why)
 
-    async def _talk(self, login: Login, sock: socket.socket) -> LoginRefused | None:
+    async def _talk(
+        self, login: Login, sock: socket.socket, attempt: Attempt, deadline: asyncio.Timeout
+    ) -> LoginRefused | None:
         """Requests and responses until a session is to be made (None), or the login is refused."""
         loop = asyncio.get_running_loop()
         while True:
             bhs = await _read(sock, BHS_SIZE)
             to_read = login.to_read(bhs)
             data = None if to_read is None else await _read(sock, to_read)
+            if attempt.since is None:
+                await self._wait(attempt, deadline)
             reply = login.receive(bhs, data)
             if reply.response:
                 await loop.sock_sendall(sock, reply.response)
@@ -212,6 +174,16 @@ class IscsiServer:
                 return None
             if reply.state is State.REFUSED:
                 return reply.refused
+
+    async def _wait(self, attempt: Attempt, deadline: asyncio.Timeout) -> None:
+        """For a place. That time is not the initiator's, and does not count."""
+        loop = asyncio.get_running_loop()
+        ends = deadline.when()
+        assert ends is not None
+        left = ends - loop.time()
+        deadline.reschedule(None)
+        await self._places.take(attempt)
+        deadline.reschedule(loop.time() + left)
 
     async def _commit(
         self, login: Login, sock: socket.socket, peer: str, local: tuple[str, int]

@@ -15,7 +15,7 @@ import pytest
 from tests.cli.conftest import COMMAND, Run, Serve, Served
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_iscsi import IQN, OTHER, Ask, address_of, ask, login, served
-from tests.iscsi.client import Client
+from tests.iscsi.client import Client, login_request
 from tests.iscsi.libiscsi import tool
 from vhost_scsi.cli.output import print_json, print_table, say
 
@@ -58,9 +58,15 @@ def test_sessions_connections_and_the_window(limited: Served, ask: Ask) -> None:
 
 def test_a_login_has_its_time_and_its_place(limited: Served, ask: Ask) -> None:
     with ExitStack() as stack:
-        silent = [stack.enter_context(Client(address_of(limited))) for _ in range(4)]
-        assert silent[0].closed(), "the fourth takes the place of the oldest"
-        assert silent[3].closed(), "time is up"
+        silent = stack.enter_context(Client(address_of(limited)))
+        slow = [stack.enter_context(Client(address_of(limited))) for _ in range(4)]
+        for each in slow[:3]:
+            assert each.exchange(each.names(IQN), transit=False).status == (0, 0)
+        slow[3].send(login_request(slow[3].names(IQN), transit=False))
+        assert slow[0].closed(), "the fourth takes the place of the oldest"
+        assert slow[3].receive().status == (0, 0)
+        assert silent.closed(), "time is up, and it had no place"
+        assert slow[3].closed(), "time is up"
     assert {row["kind"] for row in ask("session", "refused")["refused"]} == {"login: evicted", "login: time is up"}
     with login(limited) as client:
         assert client.tsih
