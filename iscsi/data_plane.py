@@ -29,6 +29,7 @@ from vhost_scsi.iscsi.full_feature import (
     SessionParams,
     Upcalls,
 )
+from vhost_scsi.iscsi.heap import HeapTrim
 from vhost_scsi.iscsi.latency import KINDS, Latency, latency_from
 from vhost_scsi.iscsi.pdu import ScsiCommand, TaskManagementRequest
 from vhost_scsi.iscsi.sessions import Connection
@@ -129,6 +130,7 @@ class DataPlane:
         self._tasks = TaskManagement(core, target)
         self._upcalls: Upcalls | None = None
         self._sessions: set[CoreSession] = set()
+        self._heap = HeapTrim()
         self.port_groups: dict[int, int] = {}
         """by portal group tag: the target port group of its ports; 1 where there is none"""
         self.on_cold_reset: Callable[[str], None] = lambda target: None
@@ -234,6 +236,7 @@ class DataPlane:
         )
         await self._target.remove_port(session.port)
         await self._core.message(lambda cookie: lib.vs_isession_destroy(session.handle, cookie))
+        self._heap.ask()
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
