@@ -30,6 +30,7 @@ struct vs_config {
 	uint32_t poll_mode;  /* enum vs_poll_mode */
 	uint32_t spin_us;    /* adaptive: how long a worker spins after its last work */
 	uint32_t io_threads; /* epoll engine: helper threads a worker */
+	uint64_t iscsi_buffer_limit; /* bytes of data buffers of all iSCSI sessions, 0: 256 MiB */
 };
 
 enum { VS_MAX_WORKERS = 64, VS_CDB_MAX = 260, VS_SENSE_MAX = 252, VS_QUEUE_MAX = 32768, VS_GATE_COUNT_SHIFT = 44 };

@@ -227,6 +227,14 @@ struct vs_worker {
 	bool redoing;              /* what waited for the inbox goes on, credit or not */
 	uint32_t hot;              /* sockets that are looked at in each turn instead of being waited for */
 	struct {
+		_Atomic uint32_t sessions;
+		vs_counter used, common;     /* bytes that commands have, and those of them that are no session's own */
+		uint64_t kept;               /* bytes that nobody uses */
+		uint64_t turn, turn_bytes;   /* given back in this turn of the worker */
+		struct vs_list waiting;      /* sessions that want what is common */
+		vs_counter peak, given_back; /* the most that was used; bytes of lent data that were copied for an epoch */
+	} ibuffers;                /* iscsi_buffer.c */
+	struct {
 		vs_counter loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
 		_Atomic int64_t thread_id;
 	} stats;

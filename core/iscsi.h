@@ -11,6 +11,9 @@
 
 enum { VS_BHS = 48, VS_AHS_MAX = 255 * 4, VS_IRX_BYTES = 64 << 10, VS_ITX_SLOTS = 32, VS_IR2T_MAX = 16, VS_IHASH = 256 };
 enum { VS_IBUFFER_CLASSES = 9 }; /* 4 KiB to 1 MiB */
+enum { VS_IBUFFER_LIMIT = 256 << 20 }; /* bytes of data buffers of all sessions, unless the core is told another */
+enum { VS_ILENT_MAX = 1 << 20 }; /* bytes that a connection has lent and not sent; more is not read before, and a longer read is copied */
+enum { VS_IGIVE_BACK_A_TURN = 4 << 20 }; /* bytes that a worker copies in one turn because an epoch has moved; one command more at most */
 enum { VS_IPDU_MAX_WAITING = 16 }; /* PDUs of one connection in Python's hands; no more is read beyond */
 enum { VS_IKEPT_MAX = 1 << 20 };   /* bytes of PDUs kept for a connection (unsent answers, held ones); no more is read beyond */
 
@@ -54,7 +57,7 @@ struct vs_icmd {
 	struct vs_task task;
 	struct vs_iconn *conn;      /* NULL: it has gone, nothing is sent */
 	struct vs_icmd *hash_next;
-	struct vs_list link;        /* session: free or waiting for a buffer */
+	struct vs_list link;        /* session: free or waiting for a buffer; connection: waiting for what is lent to be sent */
 	struct vs_list order;       /* session: taken and not yet handed to the core, in the order of CmdSN */
 	struct vs_list on_conn;
 	struct vs_list lent_link;   /* session->lent while data is not NULL and not buffer */
@@ -67,6 +70,8 @@ struct vs_icmd {
 	const uint8_t *data;        /* data-in: the buffer, or what the store lends */
 	uint32_t buffer_size;
 	uint32_t charged;           /* what of the session's budget it has: 0 for what unsolicited data came into */
+	bool common;                /* and it is not of the session's own */
+	uint32_t lent_bytes;        /* what it has of its connection's, until it is sent */
 	uint32_t received;          /* data-out bytes that came */
 	uint32_t asked;             /* data-out bytes that came unsolicited or were asked for */
 	uint32_t unsolicited_sn;
@@ -105,6 +110,8 @@ struct vs_isession {
 	bool wake;                  /* something in wait_buffer or order may be able to go on: at the next turn */
 	struct vs_icmd *hash[VS_IHASH];
 	uint64_t buffer_bytes;      /* of whole buffers */
+	uint64_t buffer_common;     /* of them, what is not the session's own */
+	struct vs_list buffer_wait; /* w->ibuffers.waiting */
 	void *buffers[VS_IBUFFER_CLASSES]; /* free ones, by size */
 	uint64_t buffers_kept;
 	struct vs_irefused *refused; /* refusals on their way to Python */
@@ -130,6 +137,8 @@ struct vs_iconn {
 	struct vs_source source;
 	struct vs_list link;        /* session->conns */
 	struct vs_list cmds;
+	struct vs_list wait_lent;   /* commands, the oldest first: a read that may be lent its data is at the head, and nothing overtakes it */
+	uint32_t lent_bytes;        /* lent to commands whose data is not sent, given back or not */
 	uint64_t cookie, close_cookie;
 	uint16_t cid;
 	bool header_digest, data_digest;
@@ -164,9 +173,13 @@ struct vs_iconn {
 	struct { vs_counter rx_bytes, tx_bytes, rx_pdus, tx_pdus, commands, r2ts, last_heard_ns; _Atomic uint32_t stat_sn, exp_cmd_sn, max_cmd_sn, active, digest_errors, waiting_buffer; } view;
 };
 
-/* iscsi_session.c */
+/* iscsi_buffer.c */
 uint8_t *vs_ibuffer_get(struct vs_isession *s, uint32_t n);
 void vs_ibuffer_put(struct vs_isession *s, uint8_t *buffer, uint32_t n);
+void vs_ibuffers_free(struct vs_isession *s); /* the session ends */
+bool vs_ibuffer_charge(struct vs_icmd *x, uint32_t n); /* false: n bytes are not to be had now; s->wake is set when it may be otherwise */
+void vs_ibuffer_discharge(struct vs_isession *s, struct vs_icmd *x);
+/* iscsi_session.c */
 void vs_iconn_event(struct vs_iconn *c, enum vs_iconn_event event); /* tells Python; the connection is dead after it */
 void vs_isession_window(struct vs_isession *s);
 bool vs_isession_single(const struct vs_isession *s); /* it has one connection */
@@ -200,6 +213,8 @@ void vs_icmd_release(struct vs_icmd *x);   /* sent, or nobody to send it to */
 int vs_icmd_wake(struct vs_isession *s);   /* who waits for a buffer or for its turn; not while a list of tasks or commands is walked */
 void vs_icmd_conn_gone(struct vs_iconn *c);
 void vs_icmd_give_back(struct vs_isession *s); /* copies what stores lend, and lets them go */
+bool vs_icmd_owes(const struct vs_isession *s);    /* something is lent since before the epoch */
+void vs_icmd_give_back_some(struct vs_isession *s); /* as much as a turn may take */
 /* iscsi_refused.c */
 struct vs_irefused *vs_irefused_new(void);
 void vs_irefused_put(struct vs_irefused *r);

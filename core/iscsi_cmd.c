@@ -44,28 +44,29 @@ static void buffer_give(struct vs_isession *s, struct vs_icmd *x)
 	if (!x->buffer)
 		return;
 	vs_ibuffer_put(s, x->buffer, x->buffer_size);
-	s->buffer_bytes -= x->charged;
+	vs_ibuffer_discharge(s, x);
 	x->buffer = NULL;
-	x->buffer_size = x->charged = 0;
+	x->buffer_size = 0;
 }
 
 static uint32_t wanted(const struct vs_icmd *x) { return vs_min(x->edtl, x->conn->session->p.max_transfer); }
 
 /*
- * The whole buffer of the command, if the session's budget has it. While nobody has a whole one, the first who asks gets it whatever its size:
- * so the line always moves. What unsolicited data came into is not counted, it is bounded by the window and FirstBurstLength.
+ * The whole buffer of the command, if the session may have it. What unsolicited data came into is not counted, it is bounded by the window and
+ * FirstBurstLength.
  */
 static bool buffer_whole(struct vs_isession *s, struct vs_icmd *x)
 {
 	uint32_t n = wanted(x);
 	uint8_t *b;
 
-	if (s->buffer_bytes && s->buffer_bytes + n > s->p.buffer_limit)
-		return false;
 	if (x->conn->data_cmd == x)
 		return false; /* bytes are being received into the small one; asked again when they are there */
+	if (!vs_ibuffer_charge(x, n))
+		return false;
 	b = vs_ibuffer_get(s, n);
 	if (!b) {
+		vs_ibuffer_discharge(s, x);
 		if (!s->buffer_bytes)
 			vs_iconn_event(x->conn, VS_ICONN_NO_MEMORY);
 		return false;
@@ -75,8 +76,7 @@ static bool buffer_whole(struct vs_isession *s, struct vs_icmd *x)
 		vs_ibuffer_put(s, x->buffer, x->buffer_size);
 	}
 	x->buffer = b;
-	x->buffer_size = x->charged = n;
-	s->buffer_bytes += n;
+	x->buffer_size = n;
 	return true;
 }
 
@@ -92,9 +92,23 @@ static bool buffer_early(struct vs_isession *s, struct vs_icmd *x)
 
 /* ---- data that a store lends ---------------------------------------------------------------------------------------------------------------- */
 
-/* From here to its sending the LU is pinned: its memory stays, and whoever fences it waits for us to look at the epoch. */
+/* A digest is of data that nobody changes meanwhile: copied first. What is given back is copied in one go: it is never long. */
+static bool may_borrow(const struct vs_icmd *x) { return x->read && !x->conn->data_digest && wanted(x) <= VS_ILENT_MAX; }
+
+static bool lent_room(const struct vs_iconn *c, uint32_t n) { return !c->lent_bytes || c->lent_bytes + n <= VS_ILENT_MAX; }
+
+/*
+ * From here to its sending the LU is pinned: its memory stays, and whoever fences it waits for us to look at the epoch. It counts until it is
+ * sent, copied or not: a peer that does not read is lent no more after each epoch.
+ */
 static void borrow(struct vs_isession *s, struct vs_icmd *x)
 {
+	if (vs_unlikely(!lent_room(x->conn, x->data_length))) {
+		memcpy(x->buffer, x->task.lent, x->data_length); /* several were with the store at once */
+		return;
+	}
+	x->lent_bytes = x->data_length;
+	x->conn->lent_bytes += x->lent_bytes;
 	if (vs_list_empty(&s->lent))
 		s->lent_epoch = atomic_load_explicit(&s->w->epoch_seen, memory_order_relaxed);
 	vs_list_add_tail(&s->lent, &x->lent_link);
@@ -111,16 +125,43 @@ static void let_go(struct vs_icmd *x)
 	vs_unpin(x->task.w, &x->task.lu->pins);
 }
 
+static uint32_t give_back_one(struct vs_isession *s)
+{
+	struct vs_icmd *x = vs_container_of(s->lent.next, struct vs_icmd, lent_link);
+	const uint8_t *from = x->data;
+
+	memcpy(x->buffer, from, x->data_length);
+	vs_itx_moved(x->conn, from, x->data_length, x->buffer);
+	let_go(x);
+	x->data = x->buffer;
+	return x->data_length;
+}
+
 void vs_icmd_give_back(struct vs_isession *s)
 {
-	while (!vs_list_empty(&s->lent)) {
-		struct vs_icmd *x = vs_container_of(s->lent.next, struct vs_icmd, lent_link);
-		const uint8_t *from = x->data;
+	while (!vs_list_empty(&s->lent))
+		give_back_one(s);
+}
 
-		memcpy(x->buffer, from, x->data_length);
-		vs_itx_moved(x->conn, from, x->data_length, x->buffer);
-		let_go(x);
-		x->data = x->buffer;
+bool vs_icmd_owes(const struct vs_isession *s)
+{
+	return !vs_list_empty(&s->lent) && s->lent_epoch != atomic_load_explicit(&s->w->epoch_seen, memory_order_relaxed);
+}
+
+/* The pins tell who waits that it is not all yet; the rest comes in the next turns. */
+void vs_icmd_give_back_some(struct vs_isession *s)
+{
+	struct vs_worker *w = s->w;
+
+	if (w->ibuffers.turn != vs_counted(&w->stats.loops)) {
+		w->ibuffers.turn = vs_counted(&w->stats.loops);
+		w->ibuffers.turn_bytes = 0;
+	}
+	while (!vs_list_empty(&s->lent) && w->ibuffers.turn_bytes < VS_IGIVE_BACK_A_TURN) {
+		uint32_t n = give_back_one(s);
+
+		w->ibuffers.turn_bytes += n;
+		vs_count(&w->ibuffers.given_back, n);
 	}
 }
 
@@ -177,11 +218,14 @@ void vs_icmd_release(struct vs_icmd *x)
 		c->data_cmd = NULL;
 		c->data_to = NULL;
 	}
+	if (c)
+		c->lent_bytes -= x->lent_bytes;
+	x->lent_bytes = 0;
+	if (!vs_list_empty(&s->wait_buffer) || (c && !vs_list_empty(&c->wait_lent)))
+		s->wake = true;
 	x->state = VS_IC_FREE;
 	x->conn = NULL;
 	vs_list_add_tail(&s->free, &x->link);
-	if (!vs_list_empty(&s->wait_buffer))
-		s->wake = true;
 	if (c)
 		vs_iconn_maybe_gone(c);
 }
@@ -359,8 +403,7 @@ static void run(struct vs_icmd *x)
 	t->out_length = x->write ? x->buffer_size : 0;
 	t->in_length = x->read ? x->buffer_size : 0;
 	t->flags = x->buffer_size >= x->edtl ? VS_TASK_TRUNCATE : 0;
-	/* A digest is of data that nobody changes meanwhile: copied first. */
-	if (x->read && !x->conn->data_digest)
+	if (may_borrow(x))
 		t->flags |= VS_TASK_LEND;
 	/* SIMPLE tasks may be reordered (SPC-5 7.5.10, and we say so), but what is written after a read is not what that read returns. */
 	if (!x->read && !vs_list_empty(&x->conn->session->lent))
@@ -372,13 +415,21 @@ static void run(struct vs_icmd *x)
 	}
 }
 
+static bool lent_too_much(const struct vs_icmd *x) { return may_borrow(x) && !lent_room(x->conn, wanted(x)); }
+
 /* Does what can be done next: waits for a buffer, asks for data, or runs. */
-static void advance(struct vs_icmd *x)
+static void advance(struct vs_icmd *x, bool its_turn)
 {
 	struct vs_isession *s = x->conn->session;
 	uint32_t total = wanted(x);
 
-	/* First come, first served. */
+	/* First come, first served: on a connection, where the peer takes what is lent or does not; then in the session. */
+	if (total && !x->charged && !its_turn && (!vs_list_empty(&x->conn->wait_lent) || lent_too_much(x))) {
+		x->state = VS_IC_BUFFER;
+		vs_list_del(&x->link);
+		vs_list_add_tail(&x->conn->wait_lent, &x->link);
+		return;
+	}
 	if (total && !x->charged && (!vs_list_empty(&s->wait_buffer) || !buffer_whole(s, x))) {
 		x->state = VS_IC_BUFFER;
 		vs_list_del(&x->link);
@@ -403,7 +454,7 @@ void vs_icmd_accept(struct vs_icmd *x)
 	vs_list_add_tail(&s->order, &x->order);
 	s->ordered += x->task.attribute == VS_ATTR_ORDERED;
 	if (!x->conn->dead)
-		advance(x);
+		advance(x, false);
 }
 
 static bool wake_one_for_buffer(struct vs_isession *s)
@@ -417,7 +468,23 @@ static bool wake_one_for_buffer(struct vs_isession *s)
 			return false;
 		vs_list_del(&x->link);
 		x->state = VS_IC_DATA;
-		advance(x);
+		advance(x, true);
+		return true;
+	}
+	return false;
+}
+
+static bool wake_one_for_lent(struct vs_isession *s)
+{
+	for (struct vs_list *l = s->conns.next; l != &s->conns; l = l->next) {
+		struct vs_iconn *c = vs_container_of(l, struct vs_iconn, link);
+		struct vs_icmd *x = vs_container_of(c->wait_lent.next, struct vs_icmd, link);
+
+		if (c->dead || vs_list_empty(&c->wait_lent) || lent_too_much(x))
+			continue;
+		vs_list_del(&x->link);
+		x->state = VS_IC_DATA;
+		advance(x, true);
 		return true;
 	}
 	return false;
@@ -442,7 +509,7 @@ int vs_icmd_wake(struct vs_isession *s)
 
 	s->wake = false;
 	/* Each may end at once and change the lists: looked at anew after every one. */
-	for (; wake_one_for_buffer(s) || wake_one_for_turn(s); n++)
+	for (; wake_one_for_buffer(s) || wake_one_for_lent(s) || wake_one_for_turn(s); n++)
 		;
 	return n;
 }
@@ -576,7 +643,8 @@ void vs_icmd_arrive(struct vs_iconn *c)
 	}
 	if (x->write && (c->data_length || !x->final_seen)) {
 		/* With one connection this is the next in order, and may have its buffer now: that saves a copy. */
-		bool next = vs_isession_single(s) && (!c->sn || x->cmd_sn == s->exp_cmd_sn) && vs_list_empty(&s->wait_buffer);
+		bool next = vs_isession_single(s) && (!c->sn || x->cmd_sn == s->exp_cmd_sn) && vs_list_empty(&s->wait_buffer) &&
+			    vs_list_empty(&c->wait_lent);
 
 		if (!(next && x->edtl && buffer_whole(s, x)) && !buffer_early(s, x)) {
 			vs_iconn_event(c, VS_ICONN_NO_MEMORY);
@@ -689,7 +757,7 @@ void vs_icmd_data_done(struct vs_iconn *c, bool digest_ok)
 		x->final_seen = true;
 	}
 	if (x->state == VS_IC_DATA)
-		advance(x);
+		advance(x, false);
 	else if (x->state == VS_IC_BUFFER)
 		c->session->wake = true;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Sessions and connections of iSCSI as the control plane sees them: creation, the command window, buffers, PDUs that go up to Python and come
+ * Sessions and connections of iSCSI as the control plane sees them: creation, the command window, PDUs that go up to Python and come
  * back, closing. RFC 7143 4.2.2 (numbering), 6 (states) as far as the full-feature phase goes.
  */
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 #include "iscsi.h"
 
 /* Beside the window: answers on their way out, and immediate commands. */
-enum { SPARE_COMMANDS = VS_ITX_SLOTS + 16, KEPT_BYTES = 16 << 20, SMALLEST_SHIFT = 12 };
+enum { SPARE_COMMANDS = VS_ITX_SLOTS + 16 };
 
 uint32_t vs_crc32c_of(uint32_t crc, const uint8_t *data, uint64_t length) { return vs_crc32c(crc, data, length); }
 
@@ -30,44 +30,6 @@ void vs_isession_window(struct vs_isession *s)
 bool vs_isession_single(const struct vs_isession *s)
 {
 	return s->conns.next == s->conns.prev;
-}
-
-/* ---- buffers ------------------------------------------------------------------------------------------------------------------------------ */
-
-static int class_of(uint32_t n)
-{
-	for (int i = 0; i < VS_IBUFFER_CLASSES; i++)
-		if (n <= UINT32_C(1) << (SMALLEST_SHIFT + i))
-			return i;
-	return -1;
-}
-
-uint8_t *vs_ibuffer_get(struct vs_isession *s, uint32_t n)
-{
-	int class = class_of(n);
-	void **b;
-
-	if (class < 0)
-		return aligned_alloc(4096, ((size_t)n + 4095) & ~(size_t)4095);
-	b = s->buffers[class];
-	if (!b)
-		return aligned_alloc(4096, (size_t)1 << (SMALLEST_SHIFT + class));
-	s->buffers[class] = *b;
-	s->buffers_kept -= UINT64_C(1) << (SMALLEST_SHIFT + class);
-	return (uint8_t *)b;
-}
-
-void vs_ibuffer_put(struct vs_isession *s, uint8_t *buffer, uint32_t n)
-{
-	int class = class_of(n);
-
-	if (class < 0 || s->buffers_kept >= KEPT_BYTES) {
-		free(buffer);
-		return;
-	}
-	*(void **)(void *)buffer = s->buffers[class];
-	s->buffers[class] = buffer;
-	s->buffers_kept += UINT64_C(1) << (SMALLEST_SHIFT + class);
 }
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------------------------- */
@@ -110,6 +72,8 @@ int vs_isession_create(vs_core *core, const struct vs_isession_params *p, vs_ise
 	vs_list_init(&s->wait_buffer);
 	vs_list_init(&s->conns);
 	vs_list_init(&s->lent);
+	vs_list_init(&s->buffer_wait);
+	atomic_fetch_add(&s->w->ibuffers.sessions, 1);
 	for (uint32_t i = 0; i < s->ncmds; i++) {
 		struct vs_icmd *x = &s->cmds[i];
 
@@ -140,13 +104,7 @@ static void session_free(struct vs_worker *w, struct vs_msg *m)
 	struct session_msg *o = vs_container_of(m, struct session_msg, msg);
 	struct vs_isession *s = o->s;
 
-	for (int i = 0; i < VS_IBUFFER_CLASSES; i++)
-		while (s->buffers[i]) {
-			void **b = s->buffers[i];
-
-			s->buffers[i] = *b;
-			free(b);
-		}
+	vs_ibuffers_free(s);
 	vs_lunmap_free(&s->luns);
 	vs_irefused_put(s->refused);
 	free(s->cmds);
@@ -210,7 +168,7 @@ void vs_iconn_view(struct vs_iconn *c)
 	atomic_store_explicit(&c->view.exp_cmd_sn, s->exp_cmd_sn, memory_order_relaxed);
 	atomic_store_explicit(&c->view.max_cmd_sn, s->max_cmd_sn, memory_order_relaxed);
 	atomic_store_explicit(&c->view.active, s->active, memory_order_relaxed);
-	atomic_store_explicit(&c->view.waiting_buffer, !vs_list_empty(&s->wait_buffer), memory_order_relaxed);
+	atomic_store_explicit(&c->view.waiting_buffer, !vs_list_empty(&s->wait_buffer) || !vs_list_empty(&c->wait_lent), memory_order_relaxed);
 }
 
 void vs_iconn_measure(struct vs_iconn *c, const struct vs_icmd *x)
@@ -233,8 +191,11 @@ static int conn_poll(struct vs_worker *w, struct vs_poller *p)
 	struct vs_iconn *c = vs_container_of(p, struct vs_iconn, poller);
 	int n = 0;
 
-	if (vs_unlikely(!vs_list_empty(&c->session->lent)) && c->session->lent_epoch != atomic_load_explicit(&w->epoch_seen, memory_order_relaxed))
-		vs_icmd_give_back(c->session);
+	(void)w;
+	if (vs_unlikely(vs_icmd_owes(c->session))) {
+		vs_icmd_give_back_some(c->session);
+		n++;
+	}
 	vs_iconn_look(c);
 	if (vs_unlikely(c->session->wake))
 		n += vs_icmd_wake(c->session);
@@ -267,7 +228,7 @@ static bool conn_arm(struct vs_worker *w, struct vs_poller *p)
 	(void)w;
 	vs_iconn_cool(c);
 	vs_iconn_ask(c);
-	return vs_irx_has_work(c) || c->session->wake || c->tx_more;
+	return vs_irx_has_work(c) || c->session->wake || c->tx_more || vs_icmd_owes(c->session);
 }
 
 static void conn_ready(struct vs_worker *w, struct vs_source *source, uint32_t events)
@@ -440,6 +401,7 @@ int vs_iconn_start(vs_isession *s, const struct vs_iconn_params *p, vs_iconn **o
 	vs_list_init(&c->poller.dirty);
 	vs_list_init(&c->link);
 	vs_list_init(&c->cmds);
+	vs_list_init(&c->wait_lent);
 	vs_list_init(&c->txq);
 	if (p->leftover_length)
 		memcpy(c->rx, p->leftover, p->leftover_length);

@@ -323,6 +323,9 @@ void vs_itx_push(struct vs_iconn *c)
 		}
 		vs_count(&c->view.tx_bytes, (uint64_t)n);
 		consume(c, (size_t)n);
+		/* What waited for this to be sent is read at once: otherwise each turn would move no more than may be lent. */
+		if (c->session->wake && !vs_list_empty(&c->wait_lent))
+			vs_icmd_wake(c->session);
 	}
 }
 

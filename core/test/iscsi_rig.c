@@ -143,10 +143,12 @@ uint64_t irig_tmf(struct irig *r, uint32_t action, uint32_t tag)
 /* ---- life -------------------------------------------------------------------------------------------------------------------------------- */
 
 uint32_t irig_spin_us, irig_poll_mode = VS_POLL_ADAPTIVE;
+uint64_t irig_buffer_limit;
 
 void irig_open(struct irig *r, uint32_t engine, uint64_t read_us, uint64_t write_us)
 {
-	struct vs_config config = { .nworkers = 1, .engine = engine, .poll_mode = irig_poll_mode, .spin_us = irig_spin_us, .io_threads = 1 };
+	struct vs_config config = { .nworkers = 1, .engine = engine, .poll_mode = irig_poll_mode, .spin_us = irig_spin_us, .io_threads = 1,
+				    .iscsi_buffer_limit = irig_buffer_limit };
 	struct vs_lu_params lu = { .num_blocks = RIG_BLOCKS, .block_size = 512, .cookie = 7, .write_cache = 1 };
 	char why[128];
 

@@ -50,6 +50,7 @@ struct irig {
 };
 
 extern uint32_t irig_spin_us, irig_poll_mode; /* of the cores that are opened next; 0 and VS_POLL_ADAPTIVE */
+extern uint64_t irig_buffer_limit;            /* the same; 0 */
 /* The session is made by rig_session with rig->params, which rig_open fills with usual values. */
 void irig_open(struct irig *r, uint32_t engine, uint64_t read_us, uint64_t write_us);
 void irig_session(struct irig *r);

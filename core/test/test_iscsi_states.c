@@ -221,7 +221,7 @@ static void sending(uint32_t engine, bool tcp, bool close_it)
 	first = r.itt;
 	for (int k = 0; k < 32; k++)
 		ini_start(i, cdb, 10, READ, BYTES, NULL, 0);
-	while (!irig_tmf(&r, VS_TMF_QUERY, first + 31)) /* it has no buffer: four have, and wait for the socket */
+	while (!irig_tmf(&r, VS_TMF_QUERY, first + 31)) /* it is not read: one is, and waits for the socket */
 		irig_settle(&r, 5);
 	if (close_it) {
 		irig_disconnect(i);
