@@ -184,6 +184,9 @@ def test_a_file_that_is_no_good_changes_nothing(served: Served, ask: Ask, file: 
         assert client.receive().data == b"there"
         client.logout()
     file.write_text(FILE)
+    late = time.monotonic() + 20
+    while ask("session", "list")["sessions"]:  # the one that logged out is forgotten a moment later
+        assert time.monotonic() < late
     assert (ask("target", "list"), ask("portal", "list"), ask("lun", "list")) == before
 
 

@@ -159,9 +159,9 @@ def test_a_reset_by_the_vm_ends_the_commands_of_the_host(both: Both) -> None:
 
 
 def test_the_loss_of_a_session_is_nothing_to_the_vm(both: Both) -> None:
-    tag = both.vm.send(write10(1001, 1), B)
     with both.connect(isid=b"\x80\x12\x34\x56\x00\x02") as second:
         second.ready()
+        tag = both.vm.send(write10(1001, 1), B)
         second.send(write10(1000, 1), A)
         both.live.wait_for(lambda: both.live.in_flight() > 1, "both writes to be on their way")
     assert both.vm.wait(tag).status == 0
