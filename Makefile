@@ -103,8 +103,8 @@ slow: build ## the tests that take long: many connections, many LUNs, io_uring f
 	$(PY) -m pytest -q -m slow --timeout=3000 tests --ignore=tests/test_layout.py
 
 .PHONY: qemu-tests
-qemu-tests: build ## tests that boot a real guest (GUEST_TESTS=guest: the slow ones too)
-	$(PY) -m pytest qemu-tests --timeout=1200 -m "$(GUEST_TESTS)"
+qemu-tests: build ## tests that boot a real guest, two at a time (GUEST_TESTS=guest: the slow ones too)
+	$(PY) -m pytest qemu-tests -n 2 --timeout=1200 -m "$(GUEST_TESTS)"
 
 .PHONY: test
 test: ## everything that must pass before a change goes in (<= 25 minutes)
