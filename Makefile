@@ -11,6 +11,8 @@ PY := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 # Two compilers at once at most: the test machines have two cores, and guests run beside.
 JOBS ?= 2
+# C tests at a time: they sleep more than they run.
+TEST_JOBS ?= 3
 FUZZ_SECONDS ?= 60
 STRESS_SECONDS ?= 20
 # Which guest tests run, as a pytest mark expression.
@@ -68,18 +70,18 @@ typecheck: build ## mypy --strict over the package
 
 .PHONY: core-test
 core-test: deps ## C tests, plain, and the fuzz corpus replayed under ASan and UBSan
-	@$(CORE) test
-	@$(CORE) replay
+	@$(CORE) -j$(TEST_JOBS) test
+	@$(CORE) -j$(TEST_JOBS) replay
 
 .PHONY: asan
 asan: deps ## C tests, the fuzz corpus and the Python tests over the core, under ASan and UBSan
-	@$(CORE) asan
-	@$(CORE) replay
+	@$(CORE) -j$(TEST_JOBS) asan
+	@$(CORE) -j$(TEST_JOBS) replay
 	@tests/ci/asan-python
 
 .PHONY: tsan
 tsan: deps ## C tests and stress programs under ThreadSanitizer
-	@$(CORE) tsan
+	@$(CORE) -j$(TEST_JOBS) tsan
 
 .PHONY: fuzz
 fuzz: build ## libFuzzer over every C fuzz target, atheris over vhost-user and iSCSI's text, FUZZ_SECONDS=60 each, JOBS=2 at a time
