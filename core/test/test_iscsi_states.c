@@ -95,7 +95,7 @@ static void bring(struct irig *r, struct initiator *i, enum state state)
 
 static void open_for(struct irig *r, uint32_t engine, enum state state)
 {
-	irig_open(r, engine, state == IN_STORE ? 50000 : 0, 0);
+	irig_open(r, engine, state == IN_STORE ? 500000 : 0, 0);
 	r->params.initial_r2t = state != UNSOLICITED;
 	if (state == NO_BUFFER)
 		r->params.buffer_limit = 1024;
