@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +42,40 @@ def test_so_it_does_with_a_worker_of_its_own(case: Case) -> None:
     usable = sorted(os.sched_getaffinity(0))
     cpus = ["--driver-cpu", str(usable[0]), "--worker-cpu", str(usable[-1])]
     counts_add_up(ring.run(case, *SMALL, *cpus), case)
+
+
+def held(pid: int) -> tuple[int, int]:
+    """(KiB resident, descriptors) of another process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return resident, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["memory-32", "null-32-indirect", "null-32-event", "null-1"])
+def test_ten_million_requests_leave_nothing_behind(name: str) -> None:
+    """In the data plane; what Python answers is counted in tests/vhost_user, some tens of thousands of it."""
+    case = next(each for each in CASES if each.name == name)
+    driver, worker = ring.cpus()
+    cpus = ["--driver-cpu", str(driver), "--worker-cpu", str(worker)]
+    options = ["--requests", str(10_000_000), "--size", str(16 << 20), *cpus]
+    command = [str(ring.PROGRAM), *case.options(), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        seen = []
+        while process.poll() is None:
+            with contextlib.suppress(OSError, StopIteration):  # it may end at any time
+                seen.append(held(process.pid))
+            time.sleep(0.02)
+        assert process.stdout
+        sample = ring.Sample(**json.loads(process.stdout.read()))
+    assert process.returncode == 0
+    assert sample.completed >= 10_000_000
+    assert sample.submitted == sample.completed == sample.served
+    # The first half warms it up; the last samples are of a process that puts its things away.
+    middle, late = seen[len(seen) // 2], seen[-3]
+    print(f"{name}: {sample.completed} requests; (KiB, descriptors) at half time {middle}, late {late}")
+    assert late[0] <= middle[0] + 64
+    assert late[1] <= middle[1]
 
 
 def test_other_data_than_those_of_the_block_are_seen() -> None:
