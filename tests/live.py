@@ -13,13 +13,13 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from tests.waiting import PATIENCE, wait_for
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.scsi import sense_data
 from vhost_scsi.scsi.sense import Sense, SenseCode
@@ -33,7 +33,6 @@ from vhost_scsi.virtqueue.scsi_driver import Address, CommandResult
 from vhost_scsi.virtqueue.virtio_scsi import LunAddress, Response, TaskManagement
 
 T = TypeVar("T")
-PATIENCE = 15.0  # seconds; two cores are shared with whatever else runs
 
 
 class LoopThread:
@@ -163,10 +162,7 @@ class Live:
         return end
 
     def wait_for(self, condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-        deadline = time.monotonic() + patience
-        while not condition():
-            assert time.monotonic() < deadline, f"waited in vain for {what}"
-            time.sleep(0.002)
+        wait_for(condition, what, patience)
 
     def wait_until_free(self, end: End) -> None:
         """Until the connection that was closed has been cleaned up."""

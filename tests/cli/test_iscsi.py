@@ -18,6 +18,7 @@ from tests.cli.test_bad_input import one_line
 from tests.iscsi.client import ASYNC_MESSAGE, NO_TAG, Client
 from tests.iscsi.libiscsi import tool
 from tests.iscsi.scsi_host import ScsiHost
+from tests.waiting import wait_for
 from vhost_scsi.scsi import sense
 from vhost_scsi.vhost_user.initiator import Initiator
 
@@ -209,7 +210,7 @@ def test_reset_and_connection_remove_end_at_once(served: Served, run: Run, ask: 
         with login(served) as client:
             assert run(*(word.format(client.tsih) for word in words)).returncode == 0
             assert client.closed()
-    assert ask("session", "list")["sessions"] == []
+    wait_for(lambda: not ask("session", "list")["sessions"], "the end of the session", every=0.1)
 
 
 def test_targets_come_and_go(served: Served, run: Run, ask: Ask) -> None:

@@ -17,6 +17,7 @@ from tests.cli.test_bad_input import one_line
 from tests.cli.test_iscsi import IQN, OTHER, Ask, address_of, ask, login, served
 from tests.iscsi.client import Client, login_request
 from tests.iscsi.libiscsi import tool
+from tests.waiting import wait_for
 from vhost_scsi.cli.output import print_json, print_table, say
 
 __all__ = ["ask", "served"]  # fixtures
@@ -164,7 +165,7 @@ def test_libiscsi_and_qemu_are_seen(served: Served, ask: Ask, tmp_path: Path) ->
     said = tool("qemu-io", "-f", "raw", "-c", "write -P 7 0 64k", "-c", "read -P 7 0 64k", url).stdout
     assert said.count("65536/65536 bytes at offset 0") == 2
     assert ask("lun", "list")["logical_units"][0]["stats"]["writes"] >= 1
-    assert ask("session", "list")["sessions"] == []
+    wait_for(lambda: not ask("session", "list")["sessions"], "the end of the session", every=0.1)
 
 
 def test_whatever_a_daemon_answers_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

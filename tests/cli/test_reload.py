@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from tests.cli.conftest import Run, Serve, Served
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_iscsi import IQN, OTHER, Ask, ask
 from tests.iscsi.client import ASYNC_MESSAGE, INITIATOR, Client
+from tests.waiting import wait_for
 
 __all__ = ["ask"]  # a fixture
 
@@ -80,10 +80,7 @@ def reload(served: Served, file: Path, text: str, said: str) -> None:
     file.write_text(text)
     before = served.log().count(said)
     served.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 30
-    while served.log().count(said) == before:
-        assert time.monotonic() < deadline, served.log()
-        time.sleep(0.02)
+    wait_for(lambda: served.log().count(said) != before, f"{said!r} in the log", every=0.02)
 
 
 DONE = "reload: log level"
@@ -184,9 +181,7 @@ def test_a_file_that_is_no_good_changes_nothing(served: Served, ask: Ask, file: 
         assert client.receive().data == b"there"
         client.logout()
     file.write_text(FILE)
-    late = time.monotonic() + 20
-    while ask("session", "list")["sessions"]:  # the one that logged out is forgotten a moment later
-        assert time.monotonic() < late
+    wait_for(lambda: not ask("session", "list")["sessions"], "the end of the one that logged out", every=0.1)
     assert (ask("target", "list"), ask("portal", "list"), ask("lun", "list")) == before
 
 

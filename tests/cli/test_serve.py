@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import COMMAND, TIMEOUT, Run, Serve
+from tests.waiting import wait_for
 from vhost_scsi.vhost_user.initiator import Initiator
 
 READ_10 = bytes.fromhex("28000000000000000100")
@@ -35,11 +36,7 @@ def write_block(initiator: Initiator, data: bytes, lun: int = 0) -> int:
 
 
 def eventually_gone(path: Path) -> None:
-    for _ in range(100):
-        if not path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} is still there")
+    wait_for(lambda: not path.exists(), f"the end of {path}", every=0.05)
 
 
 def test_it_says_how_qemu_is_attached_and_serves(serve: Serve, disk: Path) -> None:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from tests.iscsi.client import TARGET, Client
 from tests.iscsi.data_plane import FakeDataPlane, FakeScsi
+from tests.waiting import PATIENCE, wait_for
 from vhost_scsi.iscsi.login import Login
 from vhost_scsi.iscsi.node import DiscoveryPolicy, Door, Node
 from vhost_scsi.iscsi.portals import Portal
@@ -20,7 +20,6 @@ from vhost_scsi.iscsi.server import IscsiServer
 from vhost_scsi.iscsi.targets import IscsiTarget, Limits
 
 T = TypeVar("T")
-PATIENCE = 30.0  # seconds; two cores are shared with whatever else runs
 
 
 class LoopThread:
@@ -67,10 +66,7 @@ class Live:
         return Client((where.host, where.port), PATIENCE)
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not self.thread.run(condition):
-            assert time.monotonic() < deadline, f"waited in vain for {what}"
-            time.sleep(0.005)
+        wait_for(lambda: self.thread.run(condition), what, every=0.005)
 
     def refusals(self) -> list[Refusal]:
         return self.thread.run(self.node.refused.all)

@@ -27,7 +27,7 @@ OTHER_ISID = b"\x80\0\0\0\0\2"
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Served]:
-    with served(tmp_path, "delay(write=400ms):memory:16M") as running:
+    with served(tmp_path, "delay(write=700ms):memory:16M") as running:
         yield running
 
 

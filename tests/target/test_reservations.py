@@ -32,7 +32,7 @@ def conflicts(host: Host, cdb: bytes, data: bytes = b"", in_len: int = 0) -> Non
 @contextmanager
 def pairing(live: Live) -> Iterator[tuple[Host, Host]]:
     """Two initiators on a unit whose writes take a while."""
-    unit = live.unit("delay(write=300ms):memory:16M")
+    unit = live.unit("delay(write=700ms):memory:16M")
     ends = [live.end((0, 0, unit), name=name) for name in ("one", "two")]
     with ends[0].connect() as one, ends[1].connect() as two:
         one.ready()
@@ -157,7 +157,7 @@ def test_the_loss_of_its_nexus_ends_a_reserve_and_no_persistent_one(live: Live) 
 
 def test_a_nexus_that_goes_while_a_reservation_waits_for_it(live: Live) -> None:
     """The fence of a nexus outlives nothing: its word in the data plane is freed after it."""
-    unit = live.unit("delay(write=200ms):memory:16M")
+    unit = live.unit("delay(write=700ms):memory:16M")
     one, two = live.end((0, 0, unit), name="one"), live.end((0, 0, unit), name="two")
     with one.connect() as here, two.connect() as there:
         here.ready()

@@ -8,20 +8,19 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from tests.waiting import PATIENCE, wait_for
 from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.frontend import Frontend, SharedMemory
 from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
 from vhost_scsi.vhost_user.server import Server
 
 T = TypeVar("T")
-PATIENCE = 20.0  # seconds; two cores are shared with whatever else runs
 OFFERED_FEATURES = int(
     Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.SCSI_HOTPLUG | Feature.ANY_LAYOUT
 )
@@ -182,10 +181,7 @@ class Backend:
         return Frontend(self.path, timeout=PATIENCE)
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"waited in vain for {what}"
-            time.sleep(0.002)
+        wait_for(condition, what)
 
     def wait_for_end(self, number: int) -> None:
         self.wait_for(lambda: self.device.connections_ended >= number, f"the end of connection {number}")
