@@ -29,7 +29,8 @@ TELLING = [
     re.compile(r"^(TOTAL\s.*%)"),  # coverage.py and gcovr
     re.compile(r"^(Success: no issues.*)$"),  # mypy
     re.compile(r"^(All checks passed!)$"),  # ruff
-    re.compile(r"^((?:plain|asan|tsan|cover) (?:test|stress|replay)_\w+)$"),  # core/Makefile: one line per program
+    re.compile(r"^((?:plain|asan|tsan|cover) test_\w+): passed$"),  # core/Makefile: one line per program
+    re.compile(r"^((?:plain|asan|tsan|cover) (?:stress|replay)_\w+)$"),
     re.compile(r"^(fuzz_\w+ for \d+ s)$"),
     re.compile(r"^(stat::number_of_executed_units: *\d+)$"),  # libFuzzer
 ]
@@ -69,10 +70,16 @@ def report(logs: Path) -> str:
         "| step | result | seconds | counts |",
         "|---|---|---|---|",
     ]
+    runs: dict[str, list[tuple[str, str]]] = {}
     for row in (logs / "steps").read_text().splitlines():
         step, code, seconds = row.split()
+        runs.setdefault(step, []).append((code, seconds))
+    for step, tries in runs.items():
         counts = telling_lines((logs / f"{step}.log").read_text(errors="replace"))
+        code, seconds = tries[-1]
         result = "passed" if code == "0" else f"**failed** ({code})"
+        if len(tries) > 1:
+            result += f" in run {len(tries)}, failed before"
         lines.append(f"| {step} | {result} | {seconds} | {'<br>'.join(counts)} |")
     lines += ["", "| tool | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions()]
