@@ -225,6 +225,11 @@ int vs_store_resize(vs_store *store, uint64_t size); /* reads the size of a file
 void vs_store_destroy(vs_store *store);          /* no LU uses it any more */
 /* Allocated bytes in [offset, offset+length): -ENOTSUP, or *mapped (0/1) and *run, how far that state reaches. */
 int vs_store_map(vs_store *store, uint64_t offset, uint64_t length, int *mapped, uint64_t *run);
+/* Bytes, estimated and cheap: no walk through a map. -ENOTSUP where the store does not know. shared: others take from what is available, too. */
+struct vs_store_usage { uint64_t used; uint64_t available; uint32_t shared; uint32_t reserved; };
+int vs_store_usage(vs_store *store, struct vs_store_usage *out);
+/* The store takes no more bytes than that, and fails with VS_ERR_NO_SPACE what would need more. -ENOTSUP where something else limits it. */
+int vs_store_limit(vs_store *store, uint64_t bytes);
 
 /* What a store written in Python reads of an io, and how it answers. The segments are the initiator's buffers or the plane's. */
 struct vs_io_segment { uint8_t *base; uint64_t length; };
@@ -273,6 +278,7 @@ void vs_lu_update(vs_lu *lu, const struct vs_lu_params *params); /* between a fe
 void vs_lu_set_store(vs_lu *lu, vs_store *store);
 void vs_lu_destroy(vs_lu *lu); /* no nexus left, nothing in flight */
 
+enum { VS_SAMPLE = 64 };
 struct vs_lu_stats {
 	uint64_t reads, writes, flushes, unmaps, others;
 	uint64_t read_bytes, write_bytes;
@@ -280,6 +286,7 @@ struct vs_lu_stats {
 	uint64_t failed;    /* tasks that ended in other than GOOD */
 	uint64_t verifies, verify_bytes;
 	uint64_t read_errors, write_errors, verify_errors; /* commands that the medium failed */
+	uint64_t read_ns, write_ns; /* time that commands took here, from one in VS_SAMPLE of each kind */
 };
 void vs_lu_stats(const vs_lu *lu, struct vs_lu_stats *out);
 

@@ -338,6 +338,8 @@ struct vs_store_ops {
 	void (*destroy)(struct vs_store *s); /* frees s itself; not its lower store */
 	int (*resize)(struct vs_store *s, uint64_t size); /* NULL: -ENOTSUP; sets info.size */
 	int (*map)(struct vs_store *s, uint64_t offset, uint64_t length, int *mapped, uint64_t *run); /* NULL: -ENOTSUP */
+	int (*usage)(struct vs_store *s, struct vs_store_usage *out); /* NULL: -ENOTSUP */
+	int (*limit)(struct vs_store *s, uint64_t bytes);             /* NULL: -ENOTSUP */
 	/* Aborted: the io should end soon (a delay cuts its wait short). NULL: it ends when it ends. */
 	void (*cancel)(struct vs_store *s, struct vs_io *io);
 };
@@ -555,7 +557,8 @@ struct vs_lu {
 	struct vs_pins pins;      /* tasks that C executes */
 	struct {
 		vs_counter reads, writes, flushes, unmaps, others, read_bytes, write_bytes, escalated, failed;
-		vs_counter verifies, verify_bytes, read_errors, write_errors, verify_errors;
+		vs_counter verifies, verify_bytes, read_errors, write_errors, verify_errors, read_ns, write_ns;
+		uint32_t begun[VS_DIR_OUT + 1]; /* of the worker alone: media commands by direction, to time some */
 		char pad[VS_CACHE_LINE];
 	} *stats; /* one a worker */
 	uint32_t received;        /* control: tasks drained, modulo 2^20 */
@@ -604,6 +607,7 @@ struct vs_task {
 	const struct vs_row *row;
 	uint64_t gate_why;
 	uint64_t born_ns, layer_ns;
+	uint64_t timed_ns;        /* when it was begun, if it is one that is timed */
 	struct vs_list link;      /* on w->tasks while it is not done within its turn */
 	struct vs_msg msg;
 	struct vs_upnode up;

@@ -146,6 +146,8 @@ void vs_lu_stats(const vs_lu *lu, struct vs_lu_stats *out)
 		out->read_errors += vs_counted(&lu->stats[i].read_errors);
 		out->write_errors += vs_counted(&lu->stats[i].write_errors);
 		out->verify_errors += vs_counted(&lu->stats[i].verify_errors);
+		out->read_ns += vs_counted(&lu->stats[i].read_ns);
+		out->write_ns += vs_counted(&lu->stats[i].write_ns);
 	}
 }
 

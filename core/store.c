@@ -194,6 +194,28 @@ int vs_store_map(vs_store *store, uint64_t offset, uint64_t length, int *mapped,
 	return store->ops->map ? store->ops->map(store, offset, length, mapped, run) : -ENOTSUP;
 }
 
+int vs_store_usage(vs_store *store, struct vs_store_usage *out)
+{
+	uint64_t size = vs_store_size(store);
+	int err;
+
+	memset(out, 0, sizeof(*out));
+	if (!store->ops->usage)
+		return -ENOTSUP;
+	err = store->ops->usage(store, out);
+	if (err)
+		return err;
+	/* A store may take more than it shows (whole pages, a file system's own blocks), and others may hold less than it has left to show. */
+	out->used = vs_min(out->used, size);
+	out->available = vs_min(out->available, size - out->used);
+	return 0;
+}
+
+int vs_store_limit(vs_store *store, uint64_t bytes)
+{
+	return store->ops->limit ? store->ops->limit(store, bytes) : -ENOTSUP;
+}
+
 int vs_store_why(char *why, uint32_t why_size, int err, const char *format, ...)
 {
 	va_list args;

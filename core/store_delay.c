@@ -105,6 +105,11 @@ static int delay_map(struct vs_store *s, uint64_t offset, uint64_t length, int *
 	return vs_store_map(s->lower, offset, length, mapped, run);
 }
 
+static int delay_usage(struct vs_store *s, struct vs_store_usage *out)
+{
+	return vs_store_usage(s->lower, out);
+}
+
 static void delay_destroy(struct vs_store *s)
 {
 	vs_store_fini(s);
@@ -117,6 +122,7 @@ static const struct vs_store_ops delay_ops = {
 	.destroy = delay_destroy,
 	.resize = delay_resize,
 	.map = delay_map,
+	.usage = delay_usage,
 	.cancel = delay_cancel,
 };
 

@@ -138,6 +138,11 @@ static int faulty_map(struct vs_store *s, uint64_t offset, uint64_t length, int 
 	return vs_store_map(s->lower, offset, length, mapped, run);
 }
 
+static int faulty_usage(struct vs_store *s, struct vs_store_usage *out)
+{
+	return vs_store_usage(s->lower, out);
+}
+
 static void faulty_destroy(struct vs_store *s)
 {
 	vs_store_fini(s);
@@ -150,6 +155,7 @@ static const struct vs_store_ops faulty_ops = {
 	.destroy = faulty_destroy,
 	.resize = faulty_resize,
 	.map = faulty_map,
+	.usage = faulty_usage,
 	.cancel = faulty_cancel,
 };
 

@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -276,6 +277,23 @@ static int file_map(struct vs_store *s, uint64_t offset, uint64_t length, int *m
 	return 0;
 }
 
+/* The file system counts; what it has left is everybody's. A device tells nobody. */
+static int file_usage(struct vs_store *s, struct vs_store_usage *out)
+{
+	struct file_store *f = file_of(s);
+	struct statvfs fs;
+	struct stat st;
+
+	if (f->block_device)
+		return -ENOTSUP;
+	if (fstat(f->fd, &st) || fstatvfs(f->fd, &fs))
+		return -errno;
+	out->used = (uint64_t)st.st_blocks * 512;
+	out->available = (uint64_t)fs.f_bavail * fs.f_frsize;
+	out->shared = 1;
+	return 0;
+}
+
 static void file_destroy(struct vs_store *s)
 {
 	struct file_store *f = file_of(s);
@@ -294,6 +312,7 @@ static const struct vs_store_ops file_ops = {
 	.destroy = file_destroy,
 	.resize = file_resize,
 	.map = file_map,
+	.usage = file_usage,
 };
 
 int vs_store_file(vs_core *core, const char *path, uint32_t flags, vs_store **out, char *why, uint32_t why_size)

@@ -31,6 +31,9 @@ struct memory_store {
 	 * nobody once one was swapped out. */
 	_Atomic uint64_t *written;
 	uint64_t written_bytes;
+	/* How many bits are set, and how many may be: UINT64_MAX where there is no limit. */
+	_Atomic uint64_t used;
+	uint64_t limit;
 };
 
 static inline struct memory_store *memory_of(struct vs_store *s)
@@ -43,18 +46,40 @@ static uint64_t round_up(uint64_t n, uint64_t unit)
 	return (n + unit - 1) & ~(unit - 1);
 }
 
-/* After the bytes are there: whoever drops the page meanwhile clears its bit first, so that no bit is missing over data. */
-static inline void mark_written(struct memory_store *m, uint64_t offset, uint64_t length)
+static inline void count_used(struct memory_store *m, uint64_t n)
 {
-	uint64_t last = (offset + length - 1) >> m->page_shift;
+	if (vs_unlikely(n != 0)) /* negative in two's complement */
+		atomic_fetch_add_explicit(&m->used, n, memory_order_relaxed);
+}
+
+/* After the bytes are there: whoever drops the page meanwhile clears its bit first, so that no bit is missing over data. How many were new. */
+static inline uint64_t mark_written(struct memory_store *m, uint64_t offset, uint64_t length)
+{
+	uint64_t last = (offset + length - 1) >> m->page_shift, fresh = 0;
 
 	for (uint64_t page = offset >> m->page_shift; page <= last; page++) {
 		_Atomic uint64_t *word = &m->written[page / 64];
 		uint64_t bit = UINT64_C(1) << page % 64;
 
-		if (!(atomic_load_explicit(word, memory_order_relaxed) & bit))
-			atomic_fetch_or_explicit(word, bit, memory_order_relaxed);
+		if (!(atomic_load_explicit(word, memory_order_relaxed) & bit) && !(atomic_fetch_or_explicit(word, bit, memory_order_relaxed) & bit))
+			fresh++;
 	}
+	return fresh;
+}
+
+/* Pages that a write will be the first to use, taken before its bytes come, so that the limit holds; *taken goes back when they are marked. Two
+ * that are first at the same page both take it: near the limit one of them may be told that there is no room. */
+static bool take_room(struct memory_store *m, uint64_t offset, uint64_t length, uint64_t *taken)
+{
+	uint64_t last = (offset + length - 1) >> m->page_shift, n = 0;
+
+	for (uint64_t page = offset >> m->page_shift; page <= last; page++)
+		n += !(atomic_load_explicit(&m->written[page / 64], memory_order_relaxed) >> page % 64 & 1);
+	*taken = n;
+	if (!n || atomic_fetch_add_explicit(&m->used, n, memory_order_relaxed) + n <= m->limit)
+		return true;
+	count_used(m, -n);
+	return false;
 }
 
 /* Pages [first, last). */
@@ -65,7 +90,10 @@ static void mark_dropped(struct memory_store *m, uint64_t first, uint64_t last)
 		uint64_t bits = (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first % 64;
 
 		if (atomic_load_explicit(&m->written[first / 64], memory_order_relaxed) & bits)
-			atomic_fetch_and_explicit(&m->written[first / 64], ~bits, memory_order_relaxed);
+			bits &= atomic_fetch_and_explicit(&m->written[first / 64], ~bits, memory_order_relaxed);
+		else
+			bits = 0;
+		count_used(m, -(uint64_t)__builtin_popcountll(bits));
 		first += n;
 	}
 }
@@ -147,6 +175,7 @@ static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
 	uint8_t *data = m->base + io->offset;
 	/* Without data there is no array either, and nothing is added to no pointer. */
 	const struct iovec *v = io->iov, *end = io->niov ? v + io->niov : v;
+	uint64_t taken = 0;
 
 	switch (io->op) {
 	case VS_IO_READ:
@@ -158,9 +187,13 @@ static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
 			memcpy(v->iov_base, data, v->iov_len);
 		return VS_SUBMIT_DONE;
 	case VS_IO_WRITE:
+		if (vs_unlikely(m->limit != UINT64_MAX) && !take_room(m, io->offset, io->length, &taken)) {
+			io->err = VS_ERR_NO_SPACE;
+			return VS_SUBMIT_DONE;
+		}
 		for (; v < end; data += v->iov_len, v++)
 			memcpy(data, v->iov_base, v->iov_len);
-		mark_written(m, io->offset, io->length);
+		count_used(m, mark_written(m, io->offset, io->length) - taken);
 		return VS_SUBMIT_DONE;
 	case VS_IO_UNMAP:
 	case VS_IO_ZERO:
@@ -168,6 +201,25 @@ static enum vs_submit memory_submit(struct vs_store *s, struct vs_io *io)
 	default: /* FLUSH: there is nothing below */
 		return VS_SUBMIT_DONE;
 	}
+}
+
+static int memory_usage(struct vs_store *s, struct vs_store_usage *out)
+{
+	struct memory_store *m = memory_of(s);
+	uint64_t used = atomic_load_explicit(&m->used, memory_order_relaxed);
+
+	out->used = used << m->page_shift;
+	out->available = m->limit == UINT64_MAX ? UINT64_MAX : (m->limit - vs_min(used, m->limit)) << m->page_shift;
+	return 0;
+}
+
+/* Before the first io. */
+static int memory_limit(struct vs_store *s, uint64_t bytes)
+{
+	struct memory_store *m = memory_of(s);
+
+	m->limit = bytes >> m->page_shift;
+	return 0;
 }
 
 /* Behind a fence. What lies beyond the end is inaccessible, and zeroes when the store grows over it again. */
@@ -215,6 +267,8 @@ static const struct vs_store_ops memory_ops = {
 	.destroy = memory_destroy,
 	.resize = memory_resize,
 	.map = memory_map,
+	.usage = memory_usage,
+	.limit = memory_limit,
 };
 
 /* Pages of it that nobody touches cost nothing, however large the room is. */
@@ -261,6 +315,7 @@ int vs_store_memory(vs_core *core, uint64_t size, int huge_pages, vs_store **out
 	}
 	m->page = page;
 	m->page_shift = (uint32_t)__builtin_ctzll(page);
+	m->limit = UINT64_MAX;
 	m->huge_pages = huge_pages != 0;
 	least = round_up(size, page);
 	m->room = round_up(vs_max(4 * size, ROOM), page);

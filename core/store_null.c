@@ -34,6 +34,14 @@ static int null_map(struct vs_store *s, uint64_t offset, uint64_t length, int *m
 	return 0;
 }
 
+static int null_usage(struct vs_store *s, struct vs_store_usage *out)
+{
+	(void)s;
+	out->used = 0;
+	out->available = UINT64_MAX;
+	return 0;
+}
+
 static void null_destroy(struct vs_store *s)
 {
 	vs_store_fini(s);
@@ -46,6 +54,7 @@ static const struct vs_store_ops null_ops = {
 	.destroy = null_destroy,
 	.resize = null_resize,
 	.map = null_map,
+	.usage = null_usage,
 };
 
 int vs_store_null(vs_core *core, uint64_t size, vs_store **out, char *why, uint32_t why_size)

@@ -353,6 +353,17 @@ static int overlay_map(struct vs_store *s, uint64_t offset, uint64_t length, int
 	return err;
 }
 
+/* What is below is there whatever happens here; room is needed, and given back, above. */
+static int overlay_usage(struct vs_store *s, struct vs_store_usage *out)
+{
+	return vs_store_usage(overlay_of(s)->upper, out);
+}
+
+static int overlay_limit(struct vs_store *s, uint64_t bytes)
+{
+	return vs_store_limit(overlay_of(s)->upper, bytes);
+}
+
 static void overlay_destroy(struct vs_store *s)
 {
 	struct overlay_store *o = overlay_of(s);
@@ -373,6 +384,8 @@ static const struct vs_store_ops overlay_ops = {
 	.submit = overlay_submit,
 	.destroy = overlay_destroy,
 	.map = overlay_map,
+	.usage = overlay_usage,
+	.limit = overlay_limit,
 	.cancel = overlay_cancel,
 };
 

@@ -82,6 +82,8 @@ class Feature(IntEnum):
     no others than CDBs of 16 bytes stumble over them in the list of commands"""
     REMOVABLE = 4
     """the unit's: its medium can be taken out"""
+    USAGE = 5
+    """it can be unmapped, and tells how much room is taken"""
 
 
 VARIABLE_LENGTH: Final = 0x7F
@@ -193,7 +195,7 @@ WITH_MEDIUM: Final = ATTENTIVE | GateBit.NO_MEDIUM
 READY: Final = WITH_MEDIUM | GateBit.NOT_READY | GateBit.ACCESS
 READS: Final = READY | GateBit.EXCLUSIVE | GateBit.RESERVED_READ
 CHANGES: Final = READY | GateBit.EXCLUSIVE | GateBit.RESERVED_WRITE | GateBit.WRITE_PROTECTED
-WRITES: Final = CHANGES | GateBit.STORE_FAILED
+WRITES: Final = CHANGES | GateBit.STORE_FAILED | GateBit.MARKED
 FLUSHES: Final = READY | GateBit.RESERVED_WRITE | GateBit.STORE_FAILED
 CONTROLS: Final = ATTENTIVE | GateBit.RESERVED_WRITE
 

@@ -39,6 +39,8 @@ class GateBit(IntFlag):
     """the drive is empty, or its tray open"""
     DISK_ONLY = 1 << 16
     """closed for good where the unit is no disk: commands that only disks have go to Python, which refuses them"""
+    MARKED = 1 << 17
+    """blocks are marked as bad, durably: what writes may end such a mark, and that has to be kept before"""
 
 
 class GatePort(Protocol):

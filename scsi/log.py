@@ -14,7 +14,7 @@ from construct import Prefixed as PrefixedBytes
 
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.dispatch import Request, handles
-from vhost_scsi.scsi.log_pages import PAGES, LogPage, Parameter, find
+from vhost_scsi.scsi.log_pages import LogPage, Parameter, find, pages_of
 
 PAGE = Struct("code" / Int8ub, "subpage" / Int8ub, "data" / PrefixedBytes(Int16ub, GreedyBytes))
 PARAMETER = Struct("code" / Int16ub, "control" / Int8ub, "value" / PrefixedBytes(Int8ub, GreedyBytes))
@@ -25,10 +25,11 @@ CUMULATIVE, DEFAULT_CUMULATIVE = 0b01, 0b11
 ALL_SUBPAGES: Final = 0xFF
 
 
-def _listed(page: LogPage) -> bytes:
+def _listed(request: Request, page: LogPage) -> bytes:
+    pages = pages_of(request.logical_unit)
     if page.subpage:
-        return b"".join(bytes([each.code, each.subpage]) for each in PAGES)
-    return bytes(each.code for each in PAGES if not each.subpage)
+        return b"".join(bytes([each.code, each.subpage]) for each in pages)
+    return bytes(each.code for each in pages if not each.subpage)
 
 
 def _parameters(request: Request, page: LogPage) -> bytes:
@@ -49,11 +50,11 @@ def _parameters(request: Request, page: LogPage) -> bytes:
 def log_sense(request: Request) -> bytes:
     if request["pc"] not in (CUMULATIVE, DEFAULT_CUMULATIVE):
         raise request.refuse("pc")
-    page = find(request["page_code"], request["subpage_code"])
+    page = find(request.logical_unit, request["page_code"], request["subpage_code"])
     if page is None:
-        known = any(each.code == request["page_code"] for each in PAGES)
+        known = any(each.code == request["page_code"] for each in pages_of(request.logical_unit))
         raise request.refuse("subpage_code" if known else "page_code")
-    data = _listed(page) if page.parameters is None else _parameters(request, page)
+    data = _listed(request, page) if page.parameters is None else _parameters(request, page)
     code = page.code | DS | (SPF if page.subpage else 0)
     built: bytes = PAGE.build({"code": code, "subpage": page.subpage, "data": data})
     return built
@@ -69,7 +70,7 @@ def log_select(request: Request) -> bytes:
         return b""
     code, subpage = request["page_code"], request["subpage_code"]
     if (code or subpage) and (code or subpage != ALL_SUBPAGES):
-        page = find(code, subpage)
+        page = find(unit, code, subpage)
         if page is None:
             raise request.refuse("page_code")
         if not page.counts:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from construct import Int8ub, Int32ub, Padding, Struct
+
+from vhost_scsi.scsi.command import Feature
 from vhost_scsi.scsi.medium import Counts
 from vhost_scsi.scsi.self_test import RESULTS
 
@@ -20,10 +23,12 @@ if TYPE_CHECKING:
 # SPC-5 table 344, FORMAT AND LINKING of the control byte: a counter that stops at its maximum, or a list in binary
 COUNTER, BINARY_LIST = 0b00, 0b11
 UNKNOWN_TEMPERATURE: Final = 0xFF
-LOOKS: Final = 1024
-"""at the allocation map, for one answer"""
-RESOURCE_SCOPE_UNIT: Final = 0b01
-"""SBC-4 6.4.5.4: not shared with other units"""
+# SBC-4 6.4.5
+RESOURCE_COUNT = Struct("count" / Int32ub, "scope" / Int8ub, Padding(3))
+RESOURCE_SCOPE_UNIT, RESOURCE_SCOPE_SHARED = 0b01, 0b10
+"""SBC-4 6.4.5.4: the unit's own, or perhaps others' too"""
+INTERVAL_NS, INTERVAL_EXPONENT = 1000, 6
+"""of the statistics: 1 times 10 to the minus sixth seconds"""
 
 Parameter = tuple[int, int, bytes]
 """code, format, value"""
@@ -65,25 +70,15 @@ def _non_medium_errors(unit: LogicalUnit) -> Iterator[Parameter]:
     yield _counter(0x0000, unit.internal_failures)
 
 
-def _used_blocks(unit: LogicalUnit) -> int | None:
-    """None where the store does not know, or is in too many pieces to be counted now."""
-    medium, lba, used = unit.medium, 0, 0
-    for _ in range(LOOKS):
-        if lba == medium.num_blocks:
-            return used
-        run = medium.map(lba, medium.num_blocks - lba)
-        if run is None:
-            return None
-        used += run.blocks if run.mapped else 0
-        lba += run.blocks
-    return None
-
-
 def _provisioning(unit: LogicalUnit) -> Iterator[Parameter]:
-    used = _used_blocks(unit)
-    if used is not None:
-        value = min(used, 0xFFFFFFFF).to_bytes(4) + bytes([RESOURCE_SCOPE_UNIT, 0, 0, 0])
-        yield 0x0002, BINARY_LIST, value
+    """SBC-4 6.4.5, in threshold sets: what is taken in part is used, and is not available."""
+    unit.thresholds.look()
+    usage, one = unit.medium.usage(), unit.thresholds.set_blocks
+    if usage is not None:
+        available, used = usage.available // one, -(-usage.used // one)
+        scope = RESOURCE_SCOPE_SHARED if usage.shared else RESOURCE_SCOPE_UNIT
+        yield 0x0001, BINARY_LIST, RESOURCE_COUNT.build({"count": min(available, 0xFFFFFFFF), "scope": scope})
+        yield 0x0002, BINARY_LIST, RESOURCE_COUNT.build({"count": min(used, 0xFFFFFFFF), "scope": RESOURCE_SCOPE_UNIT})
 
 
 def _temperature(unit: LogicalUnit) -> Iterator[Parameter]:
@@ -117,10 +112,13 @@ def _background_scan(unit: LogicalUnit) -> Iterator[Parameter]:
 
 
 def _statistics(unit: LogicalUnit) -> Iterator[Parameter]:
-    """Commands and blocks. Intervals and times are zero: nobody takes the time of a command."""
+    """Commands, blocks, and the intervals that commands took; what is weighted by queue depths nobody counts."""
     counts, size = _since(unit), unit.medium.block_size
-    numbers = (counts.reads, counts.writes, counts.write_bytes // size, counts.read_bytes // size, 0, 0, 0, 0)
+    blocks = (counts.write_bytes // size, counts.read_bytes // size)
+    intervals = (counts.read_ns // INTERVAL_NS, counts.write_ns // INTERVAL_NS)
+    numbers = (counts.reads, counts.writes, *blocks, *intervals, 0, 0)
     yield 0x0001, BINARY_LIST, b"".join(number.to_bytes(8) for number in numbers)
+    yield 0x0003, BINARY_LIST, INTERVAL_EXPONENT.to_bytes(4) + (1).to_bytes(4)
 
 
 def _informational_exceptions(unit: LogicalUnit) -> Iterator[Parameter]:
@@ -129,13 +127,15 @@ def _informational_exceptions(unit: LogicalUnit) -> Iterator[Parameter]:
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """`parameters` gives them in ascending order; None: the page is a list of pages. `counts`: LOG SELECT resets it."""
+    """`parameters` gives them in ascending order; None: the page is a list of pages. `counts`: LOG SELECT resets it.
+    `requires`: units without that do not have the page."""
 
     code: int
     name: str
     parameters: Callable[[LogicalUnit], Iterator[Parameter]] | None
     subpage: int = 0
     counts: bool = False
+    requires: Feature = Feature.NONE
 
 
 PAGES: Final[tuple[LogPage, ...]] = (
@@ -145,7 +145,7 @@ PAGES: Final[tuple[LogPage, ...]] = (
     LogPage(0x03, "Read Error Counters", _read_errors, counts=True),
     LogPage(0x05, "Verify Error Counters", _verify_errors, counts=True),
     LogPage(0x06, "Non-Medium Error", _non_medium_errors, counts=True),
-    LogPage(0x0C, "Logical Block Provisioning", _provisioning),
+    LogPage(0x0C, "Logical Block Provisioning", _provisioning, requires=Feature.USAGE),
     LogPage(0x0D, "Temperature", _temperature),
     LogPage(0x0E, "Start-Stop Cycle Counter", _start_stop_cycles),
     LogPage(0x10, "Self-Test Results", _self_tests),
@@ -154,8 +154,10 @@ PAGES: Final[tuple[LogPage, ...]] = (
     LogPage(0x2F, "Informational Exceptions", _informational_exceptions),
 )
 
-_BY_CODE: Final = {(page.code, page.subpage): page for page in PAGES}
+
+def pages_of(unit: LogicalUnit) -> list[LogPage]:
+    return [page for page in PAGES if unit.has(page.requires)]
 
 
-def find(code: int, subpage: int) -> LogPage | None:
-    return _BY_CODE.get((code, subpage))
+def find(unit: LogicalUnit, code: int, subpage: int) -> LogPage | None:
+    return next((page for page in pages_of(unit) if (page.code, page.subpage) == (code, subpage)), None)

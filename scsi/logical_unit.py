@@ -54,7 +54,8 @@ from vhost_scsi.scsi.commands import (
 from vhost_scsi.scsi.dispatch import HANDLERS, Alongside, Exclusive, InTurn, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.medium import Counts, Medium, Support
-from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, PAGES, SAVED_BLOB, ModeParameters
+from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, SAVED_BLOB
+from vhost_scsi.scsi.mode_parameters import GivenPage, ModeParameters, Page
 from vhost_scsi.scsi.nexus import ITL, Cancel, Nexus, TargetPort
 from vhost_scsi.scsi.readiness import Power, Readiness
 from vhost_scsi.scsi.reserve import ReservationKeeper
@@ -62,6 +63,7 @@ from vhost_scsi.scsi.saved_state import NotKept, SavedState, SavedStateDamaged, 
 from vhost_scsi.scsi.sense import CheckCondition, EndsWith, Sense, SenseCode
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
 from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
+from vhost_scsi.scsi.thresholds import Thresholds
 
 # Each registers its handlers.
 HANDLER_MODULES: Final = (
@@ -116,6 +118,7 @@ class LuDefinition:
     device_type: DeviceType = DeviceType.DISK
     removable: bool = False
     filled: bool = True
+    mode_pages: tuple[GivenPage, ...] = ()
 
 
 class LogicalUnit:
@@ -128,7 +131,12 @@ class LogicalUnit:
         self.medium: Final = medium
         self.gate: Final = gate
         self.saved: Final[SavedState] = saved or NotKept()
-        self.mode: Final = ModeParameters(write_cache=definition.write_cache, saved=self._saved_pages())
+        self.mode: Final = ModeParameters(
+            device_type=definition.device_type,
+            given=definition.mode_pages,
+            write_cache=definition.write_cache,
+            saved=self._saved_pages(),
+        )
         self.itls: Final[list[ITL]] = []
         self.target_ports: Callable[[], Iterable[TargetPort]] = self._ports_in_use
         """every target port of the device that shows logical units"""
@@ -136,6 +144,7 @@ class LogicalUnit:
         self.port_groups: Final = alua.PortGroups(self)
         self.readiness: Final = Readiness(gate, self._accesses)
         self.drive: Final = removable.Drive(self, filled=definition.filled) if definition.removable else None
+        self.thresholds: Final = Thresholds(self)
         self.clock: Final = information.Clock()
         self.self_tests: Final = self_test.SelfTests()
         self.buffer: Final = bytearray()
@@ -201,13 +210,17 @@ class LogicalUnit:
 
     def offers(self, row: Command) -> bool:
         """Whether the unit has the command at all."""
-        return self.definition.device_type in row.device_types and self._has(row.requires)
+        return self.definition.device_type in row.device_types and self.has(row.requires)
 
     def as_offered(self, row: Command) -> Command:
         """The row with the fields that this unit looks at."""
-        return row.only(self._has)
+        return row.only(self.has)
 
-    def _has(self, feature: Feature) -> bool:
+    def mode_pages(self) -> Iterator[Page]:
+        """Those that the unit has by now, in ascending order."""
+        return (page for page in self.mode.pages if self.has(page.requires))
+
+    def has(self, feature: Feature) -> bool:
         match feature:
             case Feature.UNMAP:
                 return self.medium.capabilities.unmap is not Support.NONE
@@ -217,6 +230,8 @@ class LogicalUnit:
                 return bool(self.medium.atomic_blocks)
             case Feature.REMOVABLE:
                 return self.definition.removable
+            case Feature.USAGE:
+                return self.medium.capabilities.unmap is not Support.NONE and self.medium.usage() is not None
             case _:
                 return True
 
@@ -249,6 +264,7 @@ class LogicalUnit:
         self.medium.set_write_cache(self.write_cache)
         self.medium.set_descriptor_sense(self.descriptor_sense)
         self._show_write_protection()
+        self.thresholds.changed()
 
     def _saved_pages(self) -> bytes:
         try:
@@ -267,7 +283,7 @@ class LogicalUnit:
         self.mode.now_saved()
 
     def _is_as_new(self) -> bool:
-        return self.readiness.as_new and all(self.mode.current(page) == self.mode.saved(page) for page in PAGES)
+        return self.readiness.as_new and self.mode.as_saved
 
     async def _restore(self, cause: str) -> None:
         """Started, and with the saved mode pages. Nothing is in flight."""
@@ -287,6 +303,7 @@ class LogicalUnit:
         itl.establish(nexus.greeting)
         self.reservations.show(itl)
         self.port_groups.show(itl)
+        self.thresholds.changed()
         return itl
 
     async def detach(self, itl: ITL, cancel: Cancel | None = None) -> None:

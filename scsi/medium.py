@@ -34,8 +34,17 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Blocks, as the store estimates them. `shared`: others take from what is available, too."""
+
+    used: int
+    available: int
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """Commands and bytes; errors are commands that the medium failed."""
+    """Commands and bytes; errors are commands that the medium failed; times are estimated from some of the commands."""
 
     reads: int = 0
     writes: int = 0
@@ -50,6 +59,8 @@ class Counts:
     write_errors: int = 0
     verify_errors: int = 0
     failed: int = 0
+    read_ns: int = 0
+    write_ns: int = 0
 
 
 class Medium(Protocol):
@@ -107,6 +118,9 @@ class Medium(Protocol):
 
     def map(self, lba: int, blocks: int) -> Extent | None:
         """What is allocated, from the block on; None where the store does not know."""
+
+    def usage(self) -> Usage | None:
+        """How much room is taken and how much is left, cheaply; None where the store does not know."""
 
     def mark_bad(self, lba: int) -> bool:
         """Reads of the block fail until it is written. False: no more blocks can be marked."""

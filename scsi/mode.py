@@ -7,7 +7,6 @@ nothing in flight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +16,8 @@ from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.scsi.dispatch import Exclusive, Request, handles
 from vhost_scsi.scsi.medium import Support
-from vhost_scsi.scsi.mode_pages import BY_KEY, CAPABILITIES, CONTROL, PAGES, SPF, ModePage, page_key
+from vhost_scsi.scsi.mode_pages import CAPABILITIES, CONTROL, SPF, page_key
+from vhost_scsi.scsi.mode_parameters import Page
 from vhost_scsi.scsi.nexus import ITL
 from vhost_scsi.scsi.sense import CheckCondition
 
@@ -47,6 +47,7 @@ CURRENT, CHANGEABLE, DEFAULT, SAVED = 0, 1, 2, 3
 ALL_PAGES: Final = 0x3F
 ALL_SUBPAGES: Final = 0xFF
 PS: Final = 0x80
+LENGTH_6_MAX: Final = 0xFF
 RESERVED_INTERLOCK: Final = 0b01
 
 
@@ -57,10 +58,10 @@ def device_specific_parameter(unit: LogicalUnit) -> int:
     return (WP if unit.write_protected else 0) | (DPOFUA if unit.medium.capabilities.fua is not Support.NONE else 0)
 
 
-def _selected(request: Request) -> list[ModePage]:
+def _selected(request: Request) -> list[Page]:
     """SPC-5 table 275: subpage 00h is the page_0 format alone, FFh is all subpages."""
     code, subpage = request["page_code"], request["subpage_code"]
-    pages = [page for page in pages_of(request.logical_unit) if code in (ALL_PAGES, page.code)]
+    pages = [page for page in request.logical_unit.mode_pages() if code in (ALL_PAGES, page.code)]
     if not pages:
         raise request.refuse("page_code")
     if subpage != ALL_SUBPAGES:
@@ -70,11 +71,7 @@ def _selected(request: Request) -> list[ModePage]:
     return pages
 
 
-def pages_of(unit: LogicalUnit) -> Iterator[ModePage]:
-    return (page for page in PAGES if unit.definition.device_type in page.device_types)
-
-
-def _values(request: Request, page: ModePage) -> bytes:
+def _values(request: Request, page: Page) -> bytes:
     parameters = request.logical_unit.mode
     match request["pc"]:
         case 0:
@@ -89,11 +86,11 @@ def _values(request: Request, page: ModePage) -> bytes:
     return bytes([data[0] | PS]) + data[1:] if page.can_be_saved else data
 
 
-def _with_lock(unit: LogicalUnit, page: ModePage, values: bytes) -> bytes:
+def _with_lock(unit: LogicalUnit, page: Page, values: bytes) -> bytes:
     """The one bit of a page that is a state: whether the tray is locked."""
     if page is not CAPABILITIES or unit.drive is None or not unit.drive.locked:
         return values
-    return page.build({**page.defaults, "lock_state": 1})
+    return CAPABILITIES.build({**CAPABILITIES.defaults, "lock_state": 1})
 
 
 def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
@@ -117,9 +114,13 @@ def _sense_parts(request: Request, *, long: bool) -> tuple[bytes, bytes]:
 @handles("mode_sense_6")
 def mode_sense_6(request: Request) -> bytes:
     descriptor, pages = _sense_parts(request, long=False)
+    length = HEADER_6.sizeof() - 1 + len(descriptor) + len(pages)
+    if length > LENGTH_6_MAX:
+        # SPC-5 6.13: what has no room in the MODE DATA LENGTH of this command is there by MODE SENSE(10).
+        raise request.refuse("page_code")
     header: bytes = HEADER_6.build(
         {
-            "length": HEADER_6.sizeof() - 1 + len(descriptor) + len(pages),
+            "length": length,
             "medium_type": 0,
             "device_specific": device_specific_parameter(request.logical_unit),
             "descriptors": len(descriptor),
@@ -201,11 +202,11 @@ def _check_descriptor(unit: LogicalUnit, data: bytes, layout: _Layout) -> None:
         raise sense.invalid_parameter(layout.descriptor_at + (12 if layout.long else 5), 7)
 
 
-def _no_such_page(head: int, at: int) -> CheckCondition:
+def _no_such_page(unit: LogicalUnit, head: int, at: int) -> CheckCondition:
     """Points at the subpage code, at SPF or at the page code."""
     if not head & SPF:
         return sense.invalid_parameter(at, 5)
-    if any(page.code == head & 0x3F and page.subpage for page in PAGES):
+    if any(page.code == head & 0x3F and page.subpage for page in unit.mode_pages()):
         return sense.invalid_parameter(at + 1, 7)
     return sense.invalid_parameter(at, 6)
 
@@ -217,11 +218,9 @@ def _check_page(data: bytes, at: int, staged: dict[int, bytes], unit: LogicalUni
     # SPC-5 7.5.6: PS is reserved in MODE SELECT.
     if data[at] & PS:
         raise sense.invalid_parameter(at, PS.bit_length() - 1)
-    page = BY_KEY.get(page_key(data[at:]))
-    if page is not None and unit.definition.device_type not in page.device_types:
-        page = None
-    if page is None or bool(data[at] & SPF) != bool(page.subpage):
-        raise _no_such_page(data[at], at)
+    page = unit.mode.find(page_key(data[at:]))
+    if page is None or not unit.has(page.requires) or bool(data[at] & SPF) != bool(page.subpage):
+        raise _no_such_page(unit, data[at], at)
     current = staged.get(page.key, unit.mode.current(page))
     if len(data) - at < page.header_bytes:
         raise _too_short()
@@ -235,14 +234,14 @@ def _check_page(data: bytes, at: int, staged: dict[int, bytes], unit: LogicalUni
         wrong = (new[index] ^ current[index]) & ~page.mask[index]
         if wrong:
             raise sense.invalid_parameter(at + index, wrong.bit_length() - 1)
-    if page is CONTROL and page.field(new, "ua_intlck_ctrl") == RESERVED_INTERLOCK:
+    if page is CONTROL and CONTROL.field(new, "ua_intlck_ctrl") == RESERVED_INTERLOCK:
         raise sense.invalid_parameter(at + 4, 5)
     staged[page.key] = new
     return at + len(new)
 
 
 async def _apply(unit: LogicalUnit, staged: dict[int, bytes], by: ITL, *, save: bool) -> bytes:
-    before = {key: unit.mode.current(BY_KEY[key]) for key in staged}
+    before = {key: unit.mode.current_of(key) for key in staged}
     changes = before != staged
     if changes:
         await unit.set_mode(staged)
@@ -265,7 +264,7 @@ def _select(request: Request, data: bytes, layout: _Layout) -> bytes | Exclusive
     while at < len(data):
         at = _check_page(data, at, staged, unit)
     save = bool(request["sp"])
-    if not save and all(unit.mode.current(BY_KEY[key]) == page for key, page in staged.items()):
+    if not save and all(unit.mode.current_of(key) == page for key, page in staged.items()):
         return b""
     return _apply(unit, staged, request.itl, save=save)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from construct import BitsInteger, BitStruct, Bytewise, Flag, Int16ub, Padding
+from construct import BitsInteger, BitStruct, Bytewise, Flag, Int16ub, Int32ub, Padding
 
-from vhost_scsi.scsi.command import CD, DISK, DISK_AND_CD, SECONDS, DeviceType
+from vhost_scsi.scsi.command import CD, DISK, DISK_AND_CD, SECONDS, DeviceType, Feature
 
 SPF: Final = 0x40
 SAVED_BLOB: Final = "mode-pages"
@@ -21,7 +21,7 @@ SAVED_BLOB: Final = "mode-pages"
 @dataclass(frozen=True, slots=True)
 class ModePage:
     """`layout` is the page behind its header; `defaults` and `changeable` name fields of it, all others are zero. What
-    can be changed can be saved. `device_types`: units that have the page."""
+    can be changed can be saved. `device_types`: units that have the page, if they have what it `requires`."""
 
     code: int
     name: str
@@ -30,6 +30,7 @@ class ModePage:
     changeable: dict[str, int]
     device_types: frozenset[DeviceType] = DISK
     subpage: int = 0
+    requires: Feature = Feature.NONE
 
     @property
     def key(self) -> int:
@@ -65,30 +66,40 @@ class ModePage:
         return int(self.layout.parse(page[self.header_bytes :])[name])
 
 
-# SBC-4 6.5.10. Nothing is recovered by rewriting or retrying, so nothing is claimed.
+_ERROR_RECOVERY: Final = BitStruct(
+    "awre" / Flag,
+    "arre" / Flag,
+    "tb" / Flag,
+    "rc" / Flag,
+    "eer" / Flag,
+    "per" / Flag,
+    "dte" / Flag,
+    "dcr" / Flag,
+    "read_retry_count" / BitsInteger(8),
+    Padding(24),
+    "lbpere" / Flag,
+    Padding(7),
+    "write_retry_count" / BitsInteger(8),
+    Padding(8),
+    "recovery_time_limit" / Bytewise(Int16ub),
+)
+
+# SBC-4 6.5.10. Nothing is recovered by rewriting or retrying, so nothing is claimed. LBPERE: thresholds are told.
 READ_WRITE_ERROR_RECOVERY: Final = ModePage(
     0x01,
     "Read-Write Error Recovery",
-    BitStruct(
-        "awre" / Flag,
-        "arre" / Flag,
-        "tb" / Flag,
-        "rc" / Flag,
-        "eer" / Flag,
-        "per" / Flag,
-        "dte" / Flag,
-        "dcr" / Flag,
-        "read_retry_count" / BitsInteger(8),
-        Padding(24),
-        "lbpere" / Flag,
-        Padding(7),
-        "write_retry_count" / BitsInteger(8),
-        Padding(8),
-        "recovery_time_limit" / Bytewise(Int16ub),
-    ),
+    _ERROR_RECOVERY,
+    {},
+    {"lbpere": 1},
+)
+
+DRIVE_ERROR_RECOVERY: Final = ModePage(
+    0x01,
+    "Read/Write Error Recovery (drive)",
+    _ERROR_RECOVERY,
     {},
     {},
-    DISK_AND_CD,
+    CD,
 )
 
 # SPC-5 7.5.11. Buffers, timers and burst sizes belong to a parallel bus; zero leaves them to the target.
@@ -239,6 +250,37 @@ INFORMATIONAL_EXCEPTIONS_CONTROL: Final = ModePage(
     DISK_AND_CD,
 )
 
+
+def _threshold(name: str) -> tuple[Any, ...]:
+    """A threshold descriptor."""
+    return (
+        f"{name}_enabled" / Flag,
+        Padding(1),
+        f"{name}_type" / BitsInteger(3),
+        f"{name}_arming" / BitsInteger(3),
+        f"{name}_resource" / BitsInteger(8),
+        Padding(16),
+        f"{name}_count" / Bytewise(Int32ub),
+    )
+
+
+# SBC-4 6.5. Resources are parameters of the log page: 01h is what is available, armed decreasing (0), 02h what is
+# used, armed increasing (1); each is a soft threshold in threshold sets (type 0). SITUA=0: every nexus is told.
+LOGICAL_BLOCK_PROVISIONING: Final = ModePage(
+    0x1C,
+    "Logical Block Provisioning",
+    BitStruct(Padding(7), "situa" / Flag, Padding(88), *_threshold("available"), *_threshold("used")),
+    {"available_arming": 0, "available_resource": 0x01, "used_arming": 1, "used_resource": 0x02},
+    {
+        "available_enabled": 1,
+        "available_count": 0xFFFFFFFF,
+        "used_enabled": 1,
+        "used_count": 0xFFFFFFFF,
+    },
+    subpage=0x02,
+    requires=Feature.USAGE,
+)
+
 # MMC-6 annex of legacy pages. A second is 75 frames, a minute 60 seconds; the drive never spins down by itself.
 CD_DEVICE_PARAMETERS: Final = ModePage(
     0x0D,
@@ -322,6 +364,7 @@ CAPABILITIES: Final = ModePage(
 
 PAGES: Final[tuple[ModePage, ...]] = (
     READ_WRITE_ERROR_RECOVERY,
+    DRIVE_ERROR_RECOVERY,
     DISCONNECT_RECONNECT,
     VERIFY_ERROR_RECOVERY,
     CACHING,
@@ -330,68 +373,12 @@ PAGES: Final[tuple[ModePage, ...]] = (
     CD_DEVICE_PARAMETERS,
     POWER_CONDITION,
     INFORMATIONAL_EXCEPTIONS_CONTROL,
+    LOGICAL_BLOCK_PROVISIONING,
     TIMEOUT_AND_PROTECT,
     CAPABILITIES,
 )
-
-BY_KEY: Final = {page.key: page for page in PAGES}
 
 
 def page_key(data: bytes) -> int:
     """The key of the page that begins here; at least two bytes."""
     return (data[0] & 0x3F) << 8 | (data[1] if data[0] & SPF else 0)
-
-
-class ModeParameters:
-    """The current, default and saved values of all pages of one logical unit."""
-
-    __slots__ = ("_current", "_defaults", "_saved")
-
-    def __init__(self, *, write_cache: bool = True, saved: bytes = b"") -> None:
-        self._defaults = {page.key: page.default for page in PAGES}
-        if not write_cache:
-            self._defaults[CACHING.key] = CACHING.build({"wce": 0})
-        self._saved = dict(self._defaults)
-        self._saved.update(self._parse_saved(saved))
-        self._current = dict(self._saved)
-
-    def _parse_saved(self, blob: bytes) -> dict[int, bytes]:
-        """Pages that we still have, and only the bits in them that can still change."""
-        found: dict[int, bytes] = {}
-        while len(blob) >= 2:
-            page = BY_KEY.get(page_key(blob))
-            length = 4 + int.from_bytes(blob[2:4]) if blob[0] & SPF else 2 + blob[1]
-            data, blob = blob[:length], blob[length:]
-            if page is not None and len(data) == len(page.mask):
-                kept = zip(self._defaults[page.key], data, page.mask, strict=True)
-                fresh = bytes(default & ~mask | new & mask for default, new, mask in kept)
-                found[page.key] = self._defaults[page.key][: page.header_bytes] + fresh[page.header_bytes :]
-        return found
-
-    def current(self, page: ModePage) -> bytes:
-        return self._current[page.key]
-
-    def default(self, page: ModePage) -> bytes:
-        return self._defaults[page.key]
-
-    def saved(self, page: ModePage) -> bytes:
-        """What a power on or a reset brings back: the default where nothing was saved."""
-        return self._saved[page.key]
-
-    def field(self, page: ModePage, name: str) -> int:
-        return page.field(self._current[page.key], name)
-
-    def all_saved(self) -> dict[int, bytes]:
-        return dict(self._saved)
-
-    def replace(self, pages: dict[int, bytes]) -> None:
-        """Makes the given pages current; their lengths and codes have been checked."""
-        self._current.update(pages)
-
-    def to_save(self) -> bytes:
-        """The blob of the current values."""
-        return b"".join(self._current[page.key] for page in PAGES if page.can_be_saved)
-
-    def now_saved(self) -> None:
-        """The blob has been kept."""
-        self._saved.update({page.key: self._current[page.key] for page in PAGES if page.can_be_saved})

@@ -27,8 +27,8 @@ from construct import (
 )
 from construct import Prefixed as PrefixedBytes
 
-from vhost_scsi.scsi import copy_parameters, limits
-from vhost_scsi.scsi.commands import DeviceType
+from vhost_scsi.scsi import copy_parameters, limits, thresholds
+from vhost_scsi.scsi.commands import DeviceType, Feature
 from vhost_scsi.scsi.medium import Support
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def _logical_block_provisioning(unit: LogicalUnit, port: TargetPort) -> bytes:
     unmaps = medium.capabilities.unmap is not Support.NONE
     built: bytes = LOGICAL_BLOCK_PROVISIONING.build(
         {
-            "threshold_exponent": 0,
+            "threshold_exponent": thresholds.exponent(medium.block_size) if unit.has(Feature.USAGE) else 0,
             "flags": {
                 "lbpu": unmaps,
                 "lbpws": unmaps,

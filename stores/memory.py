@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`memory:SIZE[,huge-pages=on]`: bytes in this process, gone with it. The store is core/store_memory.c."""
+"""`memory:SIZE[,huge-pages=on,limit=SIZE]`: bytes in this process, gone with it. The store is core/store_memory.c."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def target_size(opening: Opening, kind: str) -> int:
 def _open(opening: Opening) -> Store:
     n, huge = target_size(opening, "memory"), opening.options.get("huge-pages", False)
     core = opening.core
-    return Store(core, create(lambda out, why, room: lib.vs_store_memory(core.handle, n, huge, out, why, room)))
+    handle = create(lambda out, why, room: lib.vs_store_memory(core.handle, n, huge, out, why, room))
+    if "limit" in opening.options:
+        lib.vs_store_limit(handle, opening.options["limit"])
+    return Store(core, handle)
 
 
-KIND = StoreKind("memory", "size", {"huge-pages": switch}, _open)
+KIND = StoreKind("memory", "size", {"huge-pages": switch, "limit": size}, _open)

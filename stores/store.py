@@ -69,6 +69,15 @@ class Extent:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes, as the store estimates them. `shared`: others take from what is available, too."""
+
+    used: int
+    available: int
+    shared: bool
+
+
 def create(call: Callable[[CData, CData, int], int]) -> CData:
     """Calls one of `vs_store_*(..., out, why, why_size)`. Raises StoreConfigError with the line that C wrote."""
     out = ffi.new("vs_store **")
@@ -155,6 +164,16 @@ class Store:
         if err:
             raise VhostScsiError(f"{self.kind}: {os.strerror(-err)}")
         return Extent(bool(mapped[0]), run[0])
+
+    def usage(self) -> Usage | None:
+        """What is taken up; None: the store does not know. Costs no walk through the map."""
+        out: Any = ffi.new("struct vs_store_usage *")
+        err = lib.vs_store_usage(self.handle, out)
+        if err == -errno.ENOTSUP:
+            return None
+        if err:
+            raise VhostScsiError(f"{self.kind}: {os.strerror(-err)}")
+        return Usage(out.used, out.available, bool(out.shared))
 
     # ---- byte I/O: each raises StoreError ---------------------------------------------------------------------------
 

@@ -448,6 +448,54 @@ static void test_memory(void)
 	CHECK(s == NULL && strstr(why, "memory"));
 }
 
+static void uses(struct vs_store *s, uint64_t used, uint64_t available)
+{
+	struct vs_store_usage usage;
+
+	CHECK_EQ(vs_store_usage(s, &usage), 0);
+	CHECK_EQ(usage.used, used);
+	CHECK_EQ(usage.available, available);
+}
+
+static void fill_limited(struct vs_store *s)
+{
+	CHECK_EQ(vs_store_limit(s, 3 * 4096 + 17), 0); /* whole pages */
+	uses(s, 0, 3 * 4096);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, 100, 4096), VS_ERR_NONE);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, 4096, 3 * 4096), VS_ERR_NO_SPACE);
+	reads_as(s, 8192, 8192, 0);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, 4096, 2 * 4096), VS_ERR_NONE);
+	uses(s, 3 * 4096, 0);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, 64 * 4096, 1), VS_ERR_NO_SPACE);
+	CHECK_EQ(io(s, VS_IO_ZERO, VS_IO_MAY_UNMAP, 4096, 4096), VS_ERR_NONE);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, 64 * 4096, 1), VS_ERR_NONE);
+	uses(s, 3 * 4096, 0);
+	vs_store_destroy(s);
+}
+
+static void test_usage(void)
+{
+	struct vs_store *s = memory(1 << 20), *over = NULL;
+	struct vs_store_usage usage;
+
+	fill_limited(s);
+	CHECK_EQ(vs_store_overlay(rig.core, memory(1 << 20), NULL, 4096, &over, why, sizeof(why)), 0);
+	fill_limited(over);
+	CHECK_EQ(vs_store_delay(rig.core, memory(1 << 20), 0, 0, 0, &s, why, sizeof(why)), 0);
+	uses(s, 0, 1 << 20);
+	CHECK_EQ(vs_store_limit(s, 4096), -ENOTSUP);
+	vs_store_destroy(s);
+	CHECK_EQ(vs_store_null(rig.core, 4096, &s, why, sizeof(why)), 0);
+	uses(s, 0, 4096);
+	vs_store_destroy(s);
+	image("image", 1 << 20);
+	s = file(0);
+	CHECK_EQ(io(s, VS_IO_WRITE, 0, 0, 65536), VS_ERR_NONE);
+	CHECK_EQ(vs_store_usage(s, &usage), 0);
+	CHECK(usage.shared && usage.used >= 65536 && usage.used + usage.available <= 1 << 20);
+	vs_store_destroy(s);
+}
+
 static void test_null(void)
 {
 	struct vs_store *s = NULL;
@@ -816,6 +864,7 @@ static void with_engine(uint32_t engine)
 	test_file_no_space();
 	test_file_buffers_run_out();
 	test_memory();
+	test_usage();
 	test_null();
 	test_delay();
 	test_faulty();

@@ -19,7 +19,7 @@ from vhost_scsi.scsi import sense, sense_data
 from vhost_scsi.scsi.commands import COMMANDS, VARIABLE_LENGTH, Command, DeviceType, Feature
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.logical_unit import LogicalUnit, LuDefinition
-from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support
+from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support, Usage
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
 from vhost_scsi.scsi.task import Aborted, Complete, Execute, Status, Task, TaskAttribute
 
@@ -68,6 +68,7 @@ class FakeMedium:
     content: dict = field(default_factory=dict)
     """blocks that are not zeroes, by address"""
     knows_map: bool = True
+    used: Usage | None = field(default_factory=lambda: Usage(0, 1 << 20))
     bad: set = field(default_factory=set)
     counted: Counts = field(default_factory=Counts)
     fails_with: sense.SenseCode | None = None
@@ -119,6 +120,9 @@ class FakeMedium:
         mapped = lba in self.content
         run = next((n for n in range(blocks) if ((lba + n) in self.content) != mapped), blocks)
         return Extent(mapped, run)
+
+    def usage(self):
+        return self.used
 
     def mark_bad(self, lba):
         self.bad.add(lba)

@@ -168,7 +168,7 @@ def test_a_medium_without_unmap_claims_none(make_lu, ok):
 
 
 def test_a_thin_medium(lu, ok):
-    assert page(ok, lu, 0xB2)[4:8].hex() == "00e40200"
+    assert page(ok, lu, 0xB2)[4:8].hex() == "0be40200"
 
 
 def test_a_thin_medium_without_lbprz(make_lu, ok):

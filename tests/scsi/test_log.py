@@ -5,7 +5,7 @@ import pytest
 
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.log_pages import PAGES
-from vhost_scsi.scsi.medium import Counts
+from vhost_scsi.scsi.medium import Capabilities, Counts, Usage
 
 CUMULATIVE = 1
 
@@ -59,7 +59,11 @@ def test_a_pointer_beyond_the_last_parameter_is_refused(lu, fails):
 def test_statistics_and_their_reset(lu, ok):
     other = lu.attach()
     other.take()
-    lu.medium.counted = Counts(reads=3, writes=2, read_bytes=512 * 9, write_bytes=512 * 4)
+    times = {"read_ns": 7999, "write_ns": 12345678}
+    lu.medium.counted = Counts(reads=3, writes=2, read_bytes=512 * 9, write_bytes=512 * 4, **times)
+    assert parameters(log(ok, lu, 0x19))[1][32:] == b"".join(n.to_bytes(8) for n in (7, 12345, 0, 0))
+    # An interval is 1 times 10 to the minus sixth of a second.
+    assert parameters(log(ok, lu, 0x19))[3] == bytes([0, 0, 0, 6, 0, 0, 0, 1])
 
     def told():
         value = parameters(log(ok, lu, 0x19))[1]
@@ -74,7 +78,7 @@ def test_statistics_and_their_reset(lu, ok):
     ok(lu, "LOG SELECT", pcr=1, page_code=0x19)
     assert told() == [0, 0, 0, 0]
     assert other.take() is sense.LOG_PARAMETERS_CHANGED
-    lu.medium.counted = Counts(reads=4, writes=2, read_bytes=512 * 9, write_bytes=512 * 4)
+    lu.medium.counted = Counts(reads=4, writes=2, read_bytes=512 * 9, write_bytes=512 * 4, **times)
     assert told()[0] == 1
     ok(lu, "LOG SELECT", pcr=1, subpage_code=0xFF)
     assert told()[0] == 0
@@ -85,15 +89,16 @@ def test_no_parameter_can_be_set(lu, fails):
     fails(lu, "LOG SELECT", sense.INVALID_FIELD_IN_CDB, pcr=1, page_code=1, at=(2, 5))
 
 
-def test_provisioning_counts_what_is_mapped(make_lu, ok):
-    lu = make_lu(num_blocks=100)
-    lu.medium.content = dict.fromkeys([1, 2, 50], b"")
-    assert parameters(log(ok, lu, 0x0C)) == {2: bytes([0, 0, 0, 3, 1, 0, 0, 0])}
-    lu.medium.knows_map = False
-    assert log(ok, lu, 0x0C) == b""
-    scattered = make_lu(num_blocks=4000)
-    scattered.medium.content = dict.fromkeys(range(0, 4000, 2), b"")
-    assert log(ok, scattered, 0x0C) == b""
+def test_provisioning_counts_in_threshold_sets(make_lu, ok, fails):
+    lu = make_lu()
+    own, everybodys = bytes([1, 0, 0, 0]), bytes([2, 0, 0, 0])
+    lu.medium.used = Usage(2048 * 3 + 1, 2048 * 7 + 2047)
+    assert parameters(log(ok, lu, 0x0C)) == {1: bytes([0, 0, 0, 7]) + own, 2: bytes([0, 0, 0, 4]) + own}
+    lu.medium.used = Usage(0, 2048, shared=True)
+    assert parameters(log(ok, lu, 0x0C)) == {1: bytes([0, 0, 0, 1]) + everybodys, 2: bytes([0, 0, 0, 0]) + own}
+    for without in (make_lu(used=None), make_lu(capabilities=Capabilities())):
+        fails(without, "LOG SENSE", sense.INVALID_FIELD_IN_CDB, pc=1, page_code=0x0C, at=(2, 5))
+        assert 0x0C not in log(ok, without, 0)
 
 
 def test_temperature_is_not_known(lu, ok):

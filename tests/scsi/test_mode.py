@@ -8,7 +8,8 @@ from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.logical_unit import LogicalUnit
 from vhost_scsi.scsi.medium import Capabilities, Support
-from vhost_scsi.scsi.mode_pages import PAGES, ModeParameters
+from vhost_scsi.scsi.mode_pages import PAGES
+from vhost_scsi.scsi.mode_parameters import ModeParameters
 from vhost_scsi.scsi.saved_state import NotKept, SavedStateDamaged, SavedStateError
 from vhost_scsi.scsi.task import Status
 
@@ -20,6 +21,8 @@ CACHING = bytes.fromhex("0812040000000000000000000000000000000000")
 NO_CACHE = bytes.fromhex("0812000000000000000000000000000000000000")
 CONTROL = bytes.fromhex("0a0a001000000000ffff0000")
 DESCRIPTOR_SENSE = bytes.fromhex("0a0a041000000000ffff0000")
+RECOVERY = bytes.fromhex("010a00000000000000000000")
+THRESHOLDS = bytes.fromhex("5c02001c") + bytes(12) + bytes.fromhex("00010000000000000102000000000000")
 PROTECTED = bytes.fromhex("0a0a001008000000ffff0000")
 
 
@@ -193,7 +196,9 @@ def test_damaged_saved_pages_are_not_used(lu, caplog):
 def test_saved_pages_of_another_version_change_nothing_that_cannot_be_changed():
     blob = bytes.fromhex("0a0afff0ffffffffffffffff") + bytes.fromhex("3f02aaaa") + bytes.fromhex("0802ffff")
     parameters = ModeParameters(saved=blob)
-    assert parameters.to_save() == CACHING + bytes.fromhex("0a0a241038400000ffff0000")
+    others = [RECOVERY, THRESHOLDS]
+    control = bytes.fromhex("0a0a241038400000ffff0000")
+    assert parameters.to_save() == b"".join([others[0], CACHING, control, others[1]])
 
 
 def test_changeable_bits(lu, ok):

@@ -16,7 +16,7 @@ from vhost_scsi._core import ffi, lib
 from vhost_scsi.dataplane import Core
 from vhost_scsi.scsi import limits, sense
 from vhost_scsi.scsi.commands import DeviceType
-from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support
+from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support, Usage
 from vhost_scsi.scsi.sense import CheckCondition
 from vhost_scsi.stores import Store, StoreError
 
@@ -147,6 +147,13 @@ class StoreMedium:
         if found.mapped:
             return Extent(True, whole + bool(rest))
         return Extent(False, whole) if whole else Extent(True, 1)
+
+    def usage(self) -> Usage | None:
+        found, size = self.store.usage(), self.block_size
+        if found is None:
+            return None
+        # What is taken in part is taken.
+        return Usage(-(-found.used // size), found.available // size, found.shared)
 
     def mark_bad(self, lba: int) -> bool:
         return self.lu is not None and lib.vs_lu_mark_bad(self.lu, lba) == 0

@@ -44,6 +44,8 @@ class LuStats:
     read_errors: int
     write_errors: int
     verify_errors: int
+    read_ns: int
+    write_ns: int
 
 
 class Unit:
