@@ -97,6 +97,7 @@ struct vs_task_info {
 	uint8_t cdb_length;
 	uint8_t layer;         /* enum vs_layer */
 	uint8_t aborted;
+	uint8_t fault;         /* C has ended it with CHECK CONDITION, and waits for a verdict before anybody is told */
 	uint8_t cdb[VS_CDB_MAX];
 	uint64_t gate;         /* the gate bits that sent it to Python */
 	uint32_t in_segments;
@@ -104,6 +105,7 @@ struct vs_task_info {
 	uint32_t worker;
 	uint32_t lun_kind;     /* enum vs_lun_kind */
 	uint64_t order;        /* where it stands among what its nexus sent; 0 where the transport has no such order */
+	uint64_t notify;       /* the cookie with which its end is told; 0: it is not */
 };
 
 void vs_task_info(const vs_task *task, struct vs_task_info *out);
@@ -112,7 +114,10 @@ void vs_task_info(const vs_task *task, struct vs_task_info *out);
  * the last one. */
 int vs_core_drain(vs_core *core, struct vs_upcall *out, struct vs_task_info *infos, int max);
 
-enum vs_verdict { VS_VERDICT_COMPLETE = 0, VS_VERDICT_EXECUTE = 1, VS_VERDICT_EXECUTE_NOTIFY = 2, VS_VERDICT_ABORTED = 3 };
+enum vs_verdict {
+	VS_VERDICT_COMPLETE = 0, VS_VERDICT_EXECUTE = 1, VS_VERDICT_EXECUTE_NOTIFY = 2, VS_VERDICT_ABORTED = 3,
+	VS_VERDICT_TELL = 4, /* of a fault: it ends as C has it */
+};
 enum vs_response { VS_RESP_OK = 0, VS_RESP_OVERRUN = 1, VS_RESP_ABORTED = 2, VS_RESP_BAD_TARGET = 3, VS_RESP_RESET = 4, VS_RESP_BUSY = 5, VS_RESP_TRANSPORT_FAILURE = 6, VS_RESP_TARGET_FAILURE = 7, VS_RESP_NEXUS_FAILURE = 8, VS_RESP_FAILURE = 9 };
 
 struct vs_result {
@@ -269,7 +274,8 @@ struct vs_lu_params {
 	uint8_t lenient;               /* reserved bits of a CDB are ignored */
 	uint8_t wsnz;                  /* WRITE SAME of zero blocks is refused; else it goes to the end of the medium */
 	uint8_t cdb32;                 /* READ(32) and its like are served */
-	uint8_t reserved[2];
+	uint8_t queue_error;           /* QERR is not 00b: a CHECK CONDITION ends other commands */
+	uint8_t reserved[1];
 };
 
 int vs_lu_create(vs_core *core, const struct vs_lu_params *params, vs_store *store, vs_lu **out);

@@ -543,7 +543,7 @@ struct vs_lu {
 	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate; /* bits 0..43 reasons, 44..63 tasks sent to Python */
 	_Atomic uint64_t num_blocks;
 	_Atomic(struct vs_store *) store;
-	_Atomic uint32_t wce, d_sense, unmap;
+	_Atomic uint32_t wce, d_sense, unmap, queue_error;
 	_Atomic uint32_t bad_blocks; /* how many are marked: bad.c */
 	uint32_t block_shift;
 	/* What every command looks at ends here, within the cache line of the gate. */
@@ -603,6 +603,8 @@ struct vs_task {
 	uint16_t target, lun;
 	/* the core's */
 	uint8_t layer, started, aborted, verdict, listed;
+	bool fault;               /* it has ended with CHECK CONDITION, and Python sees to others before that is told */
+	bool decided;             /* Python has seen its end: it is told as it is */
 	struct vs_lu *lu;
 	const struct vs_row *row;
 	uint64_t gate_why;

@@ -53,6 +53,7 @@ static void apply(struct vs_lu *lu, const struct vs_lu_params *p)
 	atomic_store(&lu->wce, p->write_cache);
 	atomic_store(&lu->d_sense, p->descriptor_sense);
 	atomic_store(&lu->unmap, p->unmap);
+	atomic_store(&lu->queue_error, p->queue_error);
 	lu->max_unmap_blocks = p->max_unmap_blocks;
 	lu->max_unmap_descriptors = p->max_unmap_descriptors;
 	lu->max_write_same_blocks = p->max_write_same_blocks;

@@ -347,6 +347,7 @@ static void fail_data(struct vs_icmd *x, uint16_t asc_ascq)
 {
 	struct vs_task *t = &x->task;
 
+	x->state = VS_IC_RUNS; /* if others must be seen to first */
 	t->status = VS_STATUS_CHECK_CONDITION;
 	t->sense_len = 18;
 	memset(t->sense, 0, 18);
@@ -569,7 +570,7 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	t->tag = x->itt;
 	t->order = vs_isn_order(c);
 	t->attribute = attribute[c->bhs[1] & 7];
-	t->listed = t->aborted = t->started = t->notify = false;
+	t->listed = t->aborted = t->started = t->notify = t->fault = t->decided = false;
 	t->tmf = NULL;
 	t->param = NULL;
 	t->status = VS_STATUS_GOOD;

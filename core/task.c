@@ -213,10 +213,16 @@ static void take_result(const struct vs_result *r, const uint8_t *blob, uint64_t
 	struct vs_task *t = r->task;
 
 	t->verdict = r->verdict;
-	t->notify_cookie = r->cookie;
-	t->response = VS_RESP_OK;
-	if (r->verdict == VS_VERDICT_EXECUTE || r->verdict == VS_VERDICT_EXECUTE_NOTIFY)
+	if (r->verdict == VS_VERDICT_TELL) {
+		t->decided = true;
 		return;
+	}
+	t->response = VS_RESP_OK;
+	if (r->verdict == VS_VERDICT_EXECUTE || r->verdict == VS_VERDICT_EXECUTE_NOTIFY) {
+		t->notify_cookie = r->cookie;
+		return;
+	}
+	t->decided = true;
 	t->response = r->verdict == VS_VERDICT_ABORTED ? (uint8_t)(r->response ? r->response : VS_RESP_ABORTED) : r->response;
 	t->status = r->status;
 	t->sense_len = (uint8_t)vs_min((uint32_t)r->sense_length, (uint32_t)VS_SENSE_MAX);
@@ -291,8 +297,8 @@ static int pass_gate(struct vs_task *t)
 		redo_later(t);
 		return 0;
 	}
-	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE || naca(t)))
-		return to_python(t, VS_GATE_ORDERED, VS_GATE_ORDERED); /* before the next command of this LU is tested: SAM-5 8.6, 8.7 */
+	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE))
+		return to_python(t, VS_GATE_ORDERED, VS_GATE_ORDERED); /* before the next command of this LU is tested: SAM-5 8.6 */
 	if (vs_unlikely(!t->row || t->row->media == VS_MEDIA_NONE))
 		return to_python(t, 0, 0);
 	why = atomic_load_explicit(&t->lu->gate, memory_order_acquire) | atomic_load_explicit(&t->nexus->gate, memory_order_acquire);
@@ -318,6 +324,7 @@ int vs_task_submit(struct vs_task *t)
 	t->layer = VS_LAYER_GATE;
 	t->born_ns = t->layer_ns = t->w->now_ns;
 	t->started = t->aborted = false;
+	t->fault = t->decided = false;
 	t->notify = false;
 	t->tmf = NULL;
 	t->param = NULL;
@@ -357,6 +364,37 @@ int vs_task_run_redo(struct vs_worker *w)
 	return n;
 }
 
+/* ---- faults -------------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* SAM-5 5.9, SPC-5 7.5.10 QERR: whether a CHECK CONDITION is the business of other commands, too. */
+static bool is_fault(const struct vs_task *t)
+{
+	if (!t->nexus || t->decided || t->aborted || t->response != VS_RESP_OK)
+		return false;
+	return atomic_load_explicit(&t->lu->queue_error, memory_order_relaxed) || naca(t) || t->attribute == VS_ATTR_ACA;
+}
+
+/*
+ * No command may end between this CHECK CONDITION and what becomes of the others, so Python has it before the initiator does. The gate is closed
+ * before the next command of the LU is tested. The count comes before the bit, as in to_python.
+ */
+static void hold_fault(struct vs_task *t)
+{
+	t->fault = true;
+	if (t->lent) { /* who fences the LU does not wait for it */
+		vs_iov_from_buffer(t->in, (int)t->nin, 0, t->lent, t->transferred);
+		t->lent = NULL;
+	}
+	if (t->credit)
+		credit_take(t->credit, true);
+	count_sent(t, 0);
+	atomic_fetch_or(&t->lu->gate, VS_GATE_ACA);
+	vs_task_layer(t, VS_LAYER_PYTHON);
+	vs_task_list(t);
+	t->up = (struct vs_upnode){ .kind = VS_UP_TASK, .worker = t->w->index, .object = t };
+	vs_upcall(t->w->core, &t->up);
+}
+
 /* ---- the end ------------------------------------------------------------------------------------------------------------------------------------------- */
 
 struct vs_tmf_run { struct vs_msg msg; struct vs_tmf tmf; uint32_t pending, matched; };
@@ -374,6 +412,10 @@ void vs_task_finish(struct vs_task *t)
 	struct vs_worker *w = t->w;
 	struct vs_tmf_run *run = t->tmf;
 
+	if (vs_unlikely(t->status == VS_STATUS_CHECK_CONDITION) && is_fault(t)) {
+		hold_fault(t);
+		return;
+	}
 	if (t->aborted && run) {
 		t->response = (uint8_t)(run->tmf.status ? VS_RESP_OK : run->tmf.response);
 		if (run->tmf.status) {
@@ -498,6 +540,8 @@ void vs_task_info(const vs_task *t, struct vs_task_info *out)
 	out->cdb_length = (uint8_t)vs_min((uint32_t)t->cdb_len, (uint32_t)UINT8_MAX);
 	out->layer = t->layer;
 	out->aborted = t->aborted;
+	out->fault = t->fault;
+	out->notify = t->notify ? t->notify_cookie : 0;
 	memcpy(out->cdb, t->cdb, t->cdb_len);
 	out->gate = t->gate_why;
 	out->in_segments = t->nin;

@@ -86,6 +86,7 @@ class Feature(IntEnum):
     """it can be unmapped, and tells how much room is taken"""
 
 
+NACA: Final = 0x04
 VARIABLE_LENGTH: Final = 0x7F
 """SPC-5 4.2.3: the operation code of CDBs that say their own length"""
 SECONDS: Final = 30
@@ -211,6 +212,8 @@ CD: Final = frozenset({DeviceType.CD_DVD})
 def usage_of(opcode: int, length: int, service_action: int | None, fields: Iterable[Field]) -> bytes:
     """The CDB usage data: everything that has a name, and nothing else."""
     usage = bytearray(length)
+    # SAM-5 5.2: CONTROL, of which NACA is looked at.
+    usage[1 if opcode == VARIABLE_LENGTH else -1] = NACA
     usage[0] = opcode
     if opcode == VARIABLE_LENGTH:
         usage[7] = length - 8

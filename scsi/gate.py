@@ -25,8 +25,10 @@ class GateBit(IntFlag):
     """C only: an LBA range is locked; never a reason to ask Python"""
     TMF = 1 << 8
     ORDERED = 1 << 9
-    """set by C on arrival of ORDERED, HEAD OF QUEUE, ACA or NACA=1; opened by Python"""
+    """set by C on arrival of ORDERED, HEAD OF QUEUE or ACA; opened by Python"""
     ACA = 1 << 10
+    """set by C when a command ends with CHECK CONDITION and that is the business of others; opened by Python. On a
+    nexus: an ACA condition is in effect for it alone"""
     STORE_FAILED = 1 << 11
     """set by C: a flush failed and stays failed until the store is opened again"""
     HOLD = 1 << 12

@@ -30,7 +30,8 @@ QUALIFIER_NO_DEVICE: Final = 0b011 << 5
 """the target cannot have a device at this LUN"""
 VERSION_SPC_4: Final = 0x06
 HISUP_FORMAT_2: Final = 0x12
-"""LUNs are as SAM's REPORT LUNS gives them; RESPONSE DATA FORMAT 2; NORMACA=0"""
+"""LUNs are as SAM's REPORT LUNS gives them; RESPONSE DATA FORMAT 2"""
+NORMACA: Final = 0x20
 TPGS: Final = 0x30
 """implicit and explicit asymmetric logical unit access"""
 CMDQUE: Final = 0x02
@@ -49,7 +50,9 @@ def pad(text: str, length: int) -> bytes:
     return text.encode("ascii", "replace")[:length].ljust(length)
 
 
-def standard_data(peripheral: int, vendor: str, product: str, revision: str, *, removable: bool = False) -> bytes:
+def standard_data(
+    peripheral: int, vendor: str, product: str, revision: str, *, removable: bool = False, aca: bool = False
+) -> bytes:
     """Standard INQUIRY data; `peripheral` is qualifier and device type."""
     descriptors = [SAM_5, SPC_4, *COMMAND_SET.get(DeviceType(peripheral & 0x1F), [])]
     built: bytes = STANDARD.build(
@@ -57,7 +60,7 @@ def standard_data(peripheral: int, vendor: str, product: str, revision: str, *, 
             "peripheral": peripheral,
             "removable": RMB if removable else 0,
             "version": VERSION_SPC_4,
-            "format": HISUP_FORMAT_2,
+            "format": HISUP_FORMAT_2 | (NORMACA if aca else 0),
             "additional_length": STANDARD.sizeof() - 5,
             "protect": TPGS if peripheral == DeviceType.DISK else 0,
             "ports": 0,
@@ -88,4 +91,5 @@ def inquiry(request: Request) -> bytes:
         definition.product,
         definition.revision,
         removable=definition.removable,
+        aca=True,
     )

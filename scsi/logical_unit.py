@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -51,6 +52,7 @@ from vhost_scsi.scsi.commands import (
     first_unused_bit,
     parse,
 )
+from vhost_scsi.scsi.contingency import Contingencies, QueueError
 from vhost_scsi.scsi.dispatch import HANDLERS, Alongside, Exclusive, InTurn, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
 from vhost_scsi.scsi.medium import Counts, Medium, Support
@@ -61,7 +63,7 @@ from vhost_scsi.scsi.readiness import Power, Readiness
 from vhost_scsi.scsi.reserve import ReservationKeeper
 from vhost_scsi.scsi.saved_state import NotKept, SavedState, SavedStateDamaged, SavedStateError
 from vhost_scsi.scsi.sense import CheckCondition, EndsWith, Sense, SenseCode
-from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute
+from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, Status, Task, TaskAttribute, Tell
 from vhost_scsi.scsi.task_set import Done, Entry, TaskSet
 from vhost_scsi.scsi.thresholds import Thresholds
 
@@ -157,13 +159,12 @@ class LogicalUnit:
         self._still.set()
         """no handler moves data at this moment"""
         self._tasks: Final = TaskSet(self)
+        self.contingencies: Final = Contingencies(self, self._tasks)
         self._background: Final[set[asyncio.Task[None]]] = set()
         self._alone: Final = asyncio.Lock()
         """whoever changes the unit while everything is held: one handler, or one caller of `held`"""
         self._last_log = -LOG_INTERVAL
-        self.medium.set_write_cache(self.write_cache)
-        self.medium.set_descriptor_sense(self.descriptor_sense)
-        self._show_write_protection()
+        self._show_mode()
         if definition.device_type is not DeviceType.DISK:
             gate.close(GateBit.DISK_ONLY)
 
@@ -261,8 +262,13 @@ class LogicalUnit:
         if self.write_cache and not wce:
             await self.medium.flush()
         self.mode.replace(pages)
+        self._show_mode()
+
+    def _show_mode(self) -> None:
+        """To the data plane."""
         self.medium.set_write_cache(self.write_cache)
         self.medium.set_descriptor_sense(self.descriptor_sense)
+        self.medium.set_queue_error(self.contingencies.queue_error is not QueueError.NOBODYS)
         self._show_write_protection()
         self.thresholds.changed()
 
@@ -315,6 +321,7 @@ class LogicalUnit:
         """As `detach`, for a nexus that has no tasks and cannot get any."""
         self.itls.remove(itl)
         itl.nexus.itls.remove(itl)
+        self.contingencies.clear(itl)
 
     def _ports_in_use(self) -> list[TargetPort]:
         return list({itl.nexus.target_port.relative_id: itl.nexus.target_port for itl in self.itls}.values())
@@ -341,7 +348,20 @@ class LogicalUnit:
     def submit(self, task: Task, done: Done) -> None:
         """Decides the task now or when its turn comes; `done` is called once, perhaps before this returns."""
         task.itl.in_use = True
-        self._tasks.arrive(task, done)
+        status = self.contingencies.turns_away(task)
+        if status is None:
+            self._tasks.arrive(task, done, passes_aca=self.contingencies.passes(task))
+        else:
+            done(self._ended_with(task, status))
+            self._tasks.turned_away(task)
+
+    def came_back(self, task: Task, done: Done) -> None:
+        """C has ended the task with CHECK CONDITION, and holds it until `done` says what becomes of it. It may be one
+        that was answered Execute here, or one that C took by itself."""
+        task.itl.in_use = True
+        entry = self._tasks.come_back(task, done)
+        if self._conclude(entry, Tell()):
+            self._tasks.end(entry)
 
     def finished(self, task: Task) -> None:
         """C ended a task that was answered Execute(notify=True)."""
@@ -350,16 +370,17 @@ class LogicalUnit:
     def start(self, entry: Entry) -> None:
         """The task set's call: the task's turn has come."""
         task = entry.task
+        outcome: Outcome | Exclusive | InTurn | Alongside
         try:
-            outcome = self._decide(task)
+            outcome = self._decide(task) if entry.outcome is None else entry.outcome
         except CheckCondition as condition:
             outcome = self._check_condition(condition.sense)
         except EndsWith as end:
             outcome = self._ended_with(task, end.status)
         except Exception:
             outcome = self._failed(task)
-        if isinstance(outcome, Complete):
-            entry.done(outcome)
+        if isinstance(outcome, Complete | Tell | Aborted):
+            self._conclude(entry, outcome)
         elif isinstance(outcome, Execute):
             if outcome.notify:
                 self._tasks.run(entry, in_c=True)
@@ -376,6 +397,26 @@ class LogicalUnit:
             self.gate.close(GateBit.HOLD)
             self.spawn(self._run_exclusive(entry, outcome))
 
+    def _conclude(self, entry: Entry, outcome: Outcome) -> bool:
+        """The task has run. False: it ends later, because of an ACA condition or of what its end does to others."""
+        if entry.ended:
+            return True
+        if entry.aborted:
+            entry.done(entry.end_as)
+            return True
+        if self._tasks.is_blocked(entry):
+            self._tasks.park(entry, outcome)
+            return False
+        failed = isinstance(outcome, Tell) or (
+            isinstance(outcome, Complete) and outcome.status is Status.CHECK_CONDITION
+        )
+        if failed and self.contingencies.concerns(entry.task):
+            self._tasks.wait(entry)
+            self.contingencies.fault(entry, outcome)
+            return False
+        entry.done(outcome)
+        return True
+
     def _decide(self, task: Task) -> Complete | Execute | Exclusive | InTurn | Alongside:
         row = self._admit(task)
         if row.media is not MediaOp.NONE:
@@ -389,8 +430,8 @@ class LogicalUnit:
 
     def _admit(self, task: Task) -> Command:
         """The task's row, or CheckCondition for the first reason why it may not run."""
-        if task.attribute is TaskAttribute.ACA:
-            # SAM-5 8.6.5: no ACA condition is ever in effect here (NORMACA=0).
+        if task.attribute is TaskAttribute.ACA and not self.contingencies.faulted(task.itl):
+            # SAM-5 8.6.5: of no use where no ACA condition is in effect.
             raise CheckCondition(sense.INVALID_MESSAGE_ERROR)
         row = parse(task.cdb)
         if row is not None:
@@ -496,8 +537,7 @@ class LogicalUnit:
             outcome = entry.end_as  # aborted: the task set waits for this end, and nobody above does
         finally:
             work.close()
-            if not entry.ended:
-                entry.done(outcome)
+            if self._conclude(entry, outcome):
                 self._tasks.end(entry)
 
     @asynccontextmanager
@@ -529,12 +569,12 @@ class LogicalUnit:
                 outcome = await self._run(entry, work)
         finally:
             work.close()
+            over = True
             try:
-                if not entry.ended:
-                    entry.done(outcome)
+                over = self._conclude(entry, outcome)
             finally:
                 self._tasks.release(GateBit.HOLD)
-                self._tasks.end(entry)
+                self._tasks.end(entry) if over else self._tasks.pump()
                 self._open_if_free(GateBit.HOLD, None)
 
     async def _run_in_turn(self, entry: Entry, answer: InTurn) -> None:
@@ -544,11 +584,12 @@ class LogicalUnit:
                 outcome = await self._run(entry, answer.work)
         finally:
             answer.work.close()
+            over = True
             try:
-                if not entry.ended:
-                    entry.done(outcome)
+                over = self._conclude(entry, outcome)
             finally:
-                self._tasks.end(entry)
+                if over:
+                    self._tasks.end(entry)
 
     async def _run(self, entry: Entry, work: Exclusive) -> Outcome:
         """What became of a handler that waits, unless the task was aborted meanwhile."""
@@ -672,8 +713,29 @@ class LogicalUnit:
         def match(task: Task) -> bool:
             return task.itl is itl and task is not by
 
-        async with self._ended(itl, match, itl.cancel, by=by.itl) as (tasks, _):
+        cancel = None if itl.cancel is None else partial(itl.cancel, itl is not by.itl)
+        async with self._ended(itl, match, cancel, by=by.itl) as (tasks, _):
             return tasks
+
+    @asynccontextmanager
+    async def ended_by_fault(self, scope: ITL | None, match: Callable[[Task], bool], by: ITL) -> AsyncIterator[None]:
+        """SPC-5 7.5.10, QERR: as a CLEAR TASK SET by the nexus of which a command has ended with CHECK CONDITION."""
+
+        async def cancel() -> list[ITL]:
+            lost: list[ITL] = []
+            for itl in list(self.itls) if scope is None else [scope]:
+                if itl.cancel is not None:
+                    lost += await itl.cancel(itl is not by) or ()
+            return lost
+
+        async with self._ended(scope, match, cancel, by=by) as (_, lost):
+            self._tell_cleared(by, lost)
+            yield
+
+    def _tell_cleared(self, by: ITL, lost: set[ITL]) -> None:
+        for itl in self.itls:
+            if itl is not by and itl in lost and not self.tells_of_aborts:
+                itl.establish(sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
     async def clear_task_set(self, by: ITL, cancel: Cancel | None = None, before: int | None = None) -> list[Task]:
         """SAM-5 7.4: with TAS=0 the other nexuses learn by unit attention that tasks of theirs were cleared. With
@@ -681,10 +743,19 @@ class LogicalUnit:
         if self.separate_task_sets:
             return await self.abort_task_set(by, cancel, before)
         async with self._ended(None, lambda task: _earlier(task, by, before), cancel, by=by) as (tasks, lost):
-            for itl in self.itls:
-                if itl is not by and itl in lost and not self.tells_of_aborts:
-                    itl.establish(sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+            self._tell_cleared(by, lost)
             return tasks
+
+    async def clear_aca(self, itl: ITL, cancel: Cancel | None = None) -> None:
+        """SAM-5 7.3: ends the ACA condition of the nexus, if there is one, and its command with the ACA attribute."""
+
+        def match(task: Task) -> bool:
+            return task.itl is itl and task.attribute is TaskAttribute.ACA
+
+        if self.contingencies.faulted(itl):
+            async with self._ended(itl, match, cancel, others=True):
+                pass
+            await self.contingencies.cleared(itl)
 
     def query_task(self, itl: ITL, tag: int, before: int | None = None) -> bool:
         return any(task.itl is itl and task.tag == tag and _earlier(task, itl, before) for task in self._tasks.tasks())
@@ -700,6 +771,7 @@ class LogicalUnit:
         async with self._ended(None, lambda task: _earlier(task, by, before), cancel, by=by) as (tasks, _):
             for itl in self.itls:
                 itl.prevents_removal = False
+            self.contingencies.clear_all()
             async with self._alone:
                 await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")
             await self.reservations.forget_legacy()

@@ -139,3 +139,6 @@ class Medium(Protocol):
 
     def set_descriptor_sense(self, enabled: bool) -> None:
         """D_SENSE: the format of the sense data that C builds. Called between a fence and its open."""
+
+    def set_queue_error(self, enabled: bool) -> None:
+        """QERR: C tells nobody of a CHECK CONDITION before we have seen to the others. Called as above."""

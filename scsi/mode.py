@@ -49,6 +49,7 @@ ALL_SUBPAGES: Final = 0xFF
 PS: Final = 0x80
 LENGTH_6_MAX: Final = 0xFF
 RESERVED_INTERLOCK: Final = 0b01
+RESERVED_QUEUE_ERROR: Final = 0b10
 
 
 def device_specific_parameter(unit: LogicalUnit) -> int:
@@ -236,6 +237,8 @@ def _check_page(data: bytes, at: int, staged: dict[int, bytes], unit: LogicalUni
             raise sense.invalid_parameter(at + index, wrong.bit_length() - 1)
     if page is CONTROL and CONTROL.field(new, "ua_intlck_ctrl") == RESERVED_INTERLOCK:
         raise sense.invalid_parameter(at + 4, 5)
+    if page is CONTROL and page.field(new, "qerr") == RESERVED_QUEUE_ERROR:
+        raise sense.invalid_parameter(at + 3, 2)
     staged[page.key] = new
     return at + len(new)
 

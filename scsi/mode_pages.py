@@ -184,7 +184,7 @@ CONTROL: Final = ModePage(
         "extended_self_test_completion_time" / Bytewise(Int16ub),
     ),
     {"queue_algorithm_modifier": 1, "busy_timeout_period": 0xFFFF},
-    {"tst": 1, "d_sense": 1, "ua_intlck_ctrl": 3, "swp": 1, "tas": 1},
+    {"tst": 1, "d_sense": 1, "qerr": 3, "ua_intlck_ctrl": 3, "swp": 1, "tas": 1},
     DISK_AND_CD,
 )
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Cancel = Callable[[], Awaitable[Iterable["ITL"] | None]]
 """ends what the data plane holds; says which nexuses lost tasks by it"""
+CancelOwn = Callable[[bool], Awaitable[Iterable["ITL"] | None]]
+"""as Cancel, for one nexus; told that its tasks end as TAS says, because another nexus wants it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class ITL:
     gate: GatePort
     attentions: UnitAttentions = field(default_factory=UnitAttentions)
     in_use: bool = False
-    cancel: Cancel | None = None
+    cancel: CancelOwn | None = None
     echo: bytes | None = None
     """what WRITE BUFFER left for READ BUFFER"""
     copies: Copies = field(default_factory=OrderedDict)
@@ -131,6 +133,7 @@ class ITL:
     def lost(self) -> None:
         """SAM-5 6.3.4, for a nexus whose tasks have ended: should it come back it learns of it."""
         self.prevents_removal = False
+        self.logical_unit.contingencies.clear(self)
         self.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
 
     def clear(self, code: SenseCode) -> None:

@@ -12,6 +12,7 @@ from vhost_scsi.scsi.nexus import Nexus
 from vhost_scsi.scsi.report_luns import lun_list
 from vhost_scsi.scsi.sense import CheckCondition, Sense, SenseCode
 from vhost_scsi.scsi.task import Complete, Status
+from vhost_scsi.scsi.task_set import is_naca
 
 VENDOR: Final = "VHOST"
 WELL_KNOWN_PRODUCT: Final = "REPORT LUNS WLUN"
@@ -86,6 +87,9 @@ def _answer(answers: dict[str, Answer], otherwise: SenseCode, cdb: bytes, nexus:
             raise CheckCondition(otherwise)
         if len(cdb) < row.cdb_length:
             raise sense.invalid_cdb_field(len(cdb))
+        if is_naca(cdb):
+            # SAM-5 5.2: nobody here keeps others waiting.
+            raise sense.invalid_cdb_field(row.cdb_length - 1, 2)
         stray = first_unused_bit(row, cdb)
         if stray is not None:
             raise sense.invalid_cdb_field(*stray)

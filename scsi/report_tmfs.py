@@ -27,8 +27,8 @@ FUNCTIONS = Struct(
 TIMEOUTS = Struct(Padding(4), "long" / Int32ub, "short" / Int32ub)
 TENTHS = 300
 """as long as an initiator should wait for a function: until what is in flight has ended"""
-OFFERED = ("ats", "atss", "ctss", "lurs", "qts", "qtss", "itnrs")
-NOT_OFFERED = ("cacas", "qaes")
+OFFERED = ("ats", "atss", "cacas", "ctss", "lurs", "qts", "qtss", "itnrs")
+NOT_OFFERED = ("qaes",)
 
 
 @handles("report_supported_tmfs")

@@ -10,6 +10,7 @@ from vhost_scsi.scsi.command import ATTENTIVE, Access, Command, Direction, Field
 from vhost_scsi.scsi.limits import PARAMETER_LIST_BYTES
 
 PERSISTENT_RESERVE_IN, PERSISTENT_RESERVE_OUT = 0x5E, 0x5F
+PREEMPT_AND_ABORT: Final = 0x05
 
 # In the order of their service actions.
 _IN: Final = ("READ KEYS", "READ RESERVATION", "REPORT CAPABILITIES", "READ FULL STATUS")

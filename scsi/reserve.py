@@ -108,6 +108,7 @@ class ReservationKeeper:
         for itl in [each for each in unit.itls if each.nexus.id in change.aborted]:
             if itl in unit.itls:
                 await unit.abort_for(itl, by)
+        unit.contingencies.clear_preempted(change.aborted)
         await asyncio.gather(*(itl.gate.fence(change.state.gate_bits(itl.nexus.id)) for itl in stopped))
         for itl, bits in free:
             itl.gate.open(bits)
@@ -279,11 +280,14 @@ def clear(request: Request) -> InTurn:
 
 def _preempt(request: Request, *, abort: bool) -> InTurn:
     kind, parsed = _scope_and_type(request), reservation_data.basic(request.parameter_list())
-    return _of_registrant(
-        request,
-        parsed.key,
-        lambda state, by: reservations.preempt(state, by, parsed.new_key, kind, abort=abort),
-    )
+
+    def decide(state: Reservations, by: NexusId) -> Change:
+        change = reservations.preempt(state, by, parsed.new_key, kind, abort=abort)
+        if abort:
+            request.logical_unit.contingencies.check_preempt(change.aborted, request.task)
+        return change
+
+    return _of_registrant(request, parsed.key, decide)
 
 
 @handles("preempt")

@@ -85,4 +85,9 @@ class Aborted:
     """The task was ended by a task management function, a reset or a lost nexus; there is no status."""
 
 
-Outcome = Complete | Execute | Aborted
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """C has ended the task with a status that was other commands' business too, and may tell it now."""
+
+
+Outcome = Complete | Execute | Aborted | Tell

@@ -49,11 +49,20 @@ class Entry:
     """ends a handler that is at work soon"""
     end_as: Outcome = field(default_factory=Aborted)
     """what becomes of it if it is aborted"""
+    passes_aca: bool = False
+    """an ACA condition does not stop it"""
+    outcome: Outcome | None = None
+    """it has run, and an ACA condition keeps it from ending"""
 
 
 def closes_ordered(task: Task) -> bool:
-    """C closes the ORDERED gate when such a task arrives: any attribute but SIMPLE, or NACA=1."""
-    return task.attribute is not TaskAttribute.SIMPLE or bool(_control(task.cdb) & NACA)
+    """C closes the ORDERED gate when such a task arrives."""
+    return task.attribute is not TaskAttribute.SIMPLE
+
+
+def is_naca(cdb: bytes) -> bool:
+    """SAM-5 5.2: a CHECK CONDITION of this command establishes an ACA condition."""
+    return bool(_control(cdb) & NACA)
 
 
 def _control(cdb: bytes) -> int:
@@ -113,17 +122,54 @@ class TaskSet:
     def is_held(self, bit: GateBit, itl: ITL | None = None) -> bool:
         return (bit, itl) in self._holds
 
-    def _blocked(self, task: Task) -> bool:
-        return any(itl is None or itl is task.itl for _, itl in self._holds)
+    def _blocked(self, entry: Entry) -> bool:
+        return any(
+            itl in (None, entry.task.itl) and not (bit is GateBit.ACA and entry.passes_aca) for bit, itl in self._holds
+        )
+
+    def is_blocked(self, entry: Entry) -> bool:
+        """SAM-5 8.4: an ACA condition keeps the task from ending."""
+        stopped = self.is_held(GateBit.ACA) or self.is_held(GateBit.ACA, entry.task.itl)
+        return stopped and not entry.passes_aca
 
     # ---- life of a task --------------------------------------------------------------------------------------------
 
-    def arrive(self, task: Task, done: Done) -> None:
+    def arrive(self, task: Task, done: Done, *, passes_aca: bool = False) -> None:
         """Takes the task in; it starts now or later."""
         if task in self._entries:
             raise ValueError("a task arrives once")
-        self._entries[task] = Entry(task, done)
+        self._entries[task] = Entry(task, done, passes_aca=passes_aca)
         self.pump()
+
+    def turned_away(self, task: Task) -> None:
+        """The task has ended without having been here."""
+        self._settle_due = self._settle_due or closes_ordered(task)
+        self.pump()
+
+    def come_back(self, task: Task, done: Done) -> Entry:
+        """C ran the task and cannot end it: it is Python's, whether or not it was before."""
+        entry = self._entries.get(task)
+        if entry is None:
+            entry = self._entries[task] = Entry(task, done)
+        self.run(entry)
+        entry.done = done
+        return entry
+
+    def park(self, entry: Entry, outcome: Outcome) -> None:
+        """The task has run; `start` is called once more when it may end."""
+        self._at_rest(entry)
+        entry.state = State.HELD
+        entry.outcome = outcome
+
+    def wait(self, entry: Entry) -> None:
+        """The task has run, and others are seen to before it ends."""
+        self._at_rest(entry)
+        entry.state = State.RUNNING
+
+    def _at_rest(self, entry: Entry) -> None:
+        # Nobody is at work on it: to abort it is to end it.
+        entry.in_c = entry.begun = False
+        entry.cancel = None
 
     def run(self, entry: Entry, *, in_c: bool = False) -> None:
         """The task has started and will end later."""
@@ -173,7 +219,8 @@ class TaskSet:
 
     def _pass(self) -> None:
         for entry in list(self._entries.values()):
-            if entry.task.attribute is TaskAttribute.HEAD_OF_QUEUE:
+            # SAM-5 8.6.4, 8.6.5: these start before all others; what has run only ends.
+            if entry.task.attribute in (TaskAttribute.HEAD_OF_QUEUE, TaskAttribute.ACA) or entry.outcome is not None:
                 self._try(entry)
         older: Counter[ITL | None] = Counter()
         barriers: set[ITL | None] = set()
@@ -193,9 +240,9 @@ class TaskSet:
                     barriers.add(mine)
 
     def _try(self, entry: Entry) -> None:
-        if entry.state is not State.HELD or entry.task not in self._entries or self._blocked(entry.task):
+        if entry.state is not State.HELD or entry.task not in self._entries or self._blocked(entry):
             return
-        if entry.task.attribute is TaskAttribute.ORDERED and not entry.fenced:
+        if entry.task.attribute is TaskAttribute.ORDERED and not entry.fenced and entry.outcome is None:
             entry.state = State.FENCING
             self.owner.fence_ordered(entry)
             return

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of commands about the unit itself (SPC-5 6, SBC-4 5), served by Python handlers.
 
-No bit is set for what we do not do (PMI, NACA): it is refused, not ignored.
+No bit is set for what we do not do (PMI): it is refused, not ignored.
 """
 
 from typing import Final

@@ -224,6 +224,111 @@ static void an_ordered_task_closes_the_gate(uint8_t attribute, uint8_t control)
 	close_rig(&r);
 }
 
+/* ---- faults ------------------------------------------------------------------------------------------------------------------------- */
+
+static void set_queue_error(struct rig *r, bool on)
+{
+	struct vs_lu_params params = { .num_blocks = BLOCKS, .block_size = BLOCK, .write_cache = 1, .cookie = 1, .queue_error = on };
+
+	vs_lu_update(r->lu, &params);
+}
+
+/* A read beyond the end. */
+static void submit_bad(struct rig *r, struct command *c, uint8_t control)
+{
+	submit(r, 0, c, VS_ATTR_SIMPLE, (const uint8_t[16]){ 0x28, 0, 0, 0, 0, BLOCKS, 0, 0, 1, control });
+}
+
+static void answer_fault(struct rig *r, struct command *c, struct vs_result result)
+{
+	result.task = &c->task;
+	vs_core_post(r->core, &result, 1, NULL, 0);
+	turns(r, 1);
+}
+
+/* Nobody hears of it, and the next command does not run, before Python has had both. */
+static void a_fault_is_held_and_closes_the_gate(bool queue_error, uint8_t control)
+{
+	struct command bad, young;
+	struct vs_task_info info;
+	struct rig r;
+
+	open_rig(&r, false);
+	set_queue_error(&r, queue_error);
+	submit_bad(&r, &bad, control);
+	CHECK_EQ(bad.ended, 0);
+	CHECK_EQ(vs_gate_read(r.lu, r.nexus), VS_GATE_ACA);
+	CHECK_EQ(vs_gate_open(r.core, r.lu, NULL, VS_GATE_ACA), -EAGAIN); /* Python has not seen it */
+	read_block(&r, 1, &young, 3, VS_ATTR_SIMPLE);
+	CHECK_EQ(young.ended, 0);
+	CHECK_EQ(drain(&r), 2);
+	vs_task_info(&bad.task, &info);
+	CHECK(info.fault && info.layer == VS_LAYER_PYTHON);
+	vs_task_info(&young.task, &info);
+	CHECK(!info.fault);
+	answer_fault(&r, &bad, (struct vs_result){ .verdict = VS_VERDICT_TELL });
+	CHECK_EQ(bad.ended, 1);
+	CHECK_EQ(bad.task.status, VS_STATUS_CHECK_CONDITION);
+	CHECK_EQ(vs_be16(bad.task.sense + 12), VS_ASC_LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE);
+	hand_back(&r, &young);
+	CHECK_EQ(vs_gate_open(r.core, r.lu, NULL, VS_GATE_ACA), 0);
+	turns(&r, 1);
+	CHECK_EQ(young.ended, 2);
+	close_rig(&r);
+}
+
+static void a_check_condition_that_is_nobodys_business_ends_at_once(void)
+{
+	struct command bad;
+	struct rig r;
+
+	open_rig(&r, false);
+	submit_bad(&r, &bad, 0);
+	CHECK_EQ(bad.ended, 1);
+	CHECK_EQ(bad.task.status, VS_STATUS_CHECK_CONDITION);
+	CHECK_EQ(vs_gate_read(r.lu, r.nexus), 0);
+	close_rig(&r);
+}
+
+/* By another nexus, with TAS: no sense data are left of what C had. */
+static void a_fault_that_was_aborted_ends_so(void)
+{
+	struct command bad;
+	struct rig r;
+
+	open_rig(&r, false);
+	submit_bad(&r, &bad, 4);
+	CHECK_EQ(drain(&r), 1);
+	answer_fault(&r, &bad, (struct vs_result){ .verdict = VS_VERDICT_COMPLETE, .status = VS_STATUS_TASK_ABORTED });
+	CHECK_EQ(bad.ended, 1);
+	CHECK_EQ(bad.task.status, VS_STATUS_TASK_ABORTED);
+	CHECK_EQ(bad.task.sense_len, 0);
+	submit_bad(&r, &bad, 4);
+	CHECK_EQ(drain(&r), 1);
+	answer_fault(&r, &bad, (struct vs_result){ .verdict = VS_VERDICT_ABORTED });
+	CHECK_EQ(bad.ended, 2);
+	CHECK_EQ(bad.task.response, VS_RESP_ABORTED);
+	CHECK_EQ(vs_gate_open(r.core, r.lu, NULL, VS_GATE_ACA), 0);
+	close_rig(&r);
+}
+
+/* Who sees to the others waits until nothing is in flight, and this is not. */
+static void a_fault_holds_no_fence_up(void)
+{
+	struct command bad;
+	struct rig r;
+
+	open_rig(&r, false);
+	submit_bad(&r, &bad, 4);
+	turns(&r, 1);
+	CHECK(!vs_pins_busy(vs_lu_pins(r.lu)) && !vs_pins_busy(vs_nexus_pins(r.nexus)));
+	drain(&r);
+	answer_fault(&r, &bad, (struct vs_result){ .verdict = VS_VERDICT_TELL });
+	CHECK_EQ(bad.ended, 1);
+	CHECK_EQ(vs_gate_open(r.core, r.lu, NULL, VS_GATE_ACA), 0);
+	close_rig(&r);
+}
+
 /* ---- epochs and pins ----------------------------------------------------------------------------------------------------------------- */
 
 static void an_epoch_is_reached_by_the_slowest_worker(void)
@@ -551,7 +656,12 @@ int main(void)
 	a_gate_stays_closed_while_a_task_is_on_its_way_to_python(of_nexus);
 	an_ordered_task_closes_the_gate(VS_ATTR_ORDERED, 0);
 	an_ordered_task_closes_the_gate(VS_ATTR_HEAD_OF_QUEUE, 0);
-	an_ordered_task_closes_the_gate(VS_ATTR_SIMPLE, 4); /* NACA */
+	an_ordered_task_closes_the_gate(VS_ATTR_ACA, 0);
+	a_fault_is_held_and_closes_the_gate(true, 0);
+	a_fault_is_held_and_closes_the_gate(false, 4); /* NACA */
+	a_check_condition_that_is_nobodys_business_ends_at_once();
+	a_fault_that_was_aborted_ends_so();
+	a_fault_holds_no_fence_up();
 	an_epoch_is_reached_by_the_slowest_worker();
 	a_command_pins_unit_and_nexus_until_it_has_ended();
 	an_abort_is_answered_when_the_task_has_ended();

@@ -70,7 +70,7 @@ static uint32_t every_bit(struct bench *b, struct vs_task *t, const struct vs_ro
 	for (uint32_t at = 8; at < row->cdb_len * 8u; at++) {
 		uint8_t cdb[VS_CDB_MAX] = { row->opcode }, bit = (uint8_t)(1 << at % 8);
 
-		/* The service action tells which row it is; NACA belongs to Python. */
+		/* The service action tells which row it is; what fails with NACA waits for Python. */
 		bool wide = row->opcode == 0x7f;
 
 		if (wide) {

@@ -30,13 +30,14 @@ PORT_UUID = UUID("0b8f3c6e-5d0c-4b0e-9a43-7f5a3c1e2d44")
 
 
 class RecordingGate:
-    """A gate word. `in_flight` cleared makes a fence wait, as commands in flight do."""
+    """A gate word. `in_flight` cleared makes a fence wait, as commands in flight do, and so does `busy`."""
 
     def __init__(self):
         self.bits = GateBit(0)
         self.history = []
         self.in_flight_ended = asyncio.Event()
         self.in_flight_ended.set()
+        self.busy = lambda: False
 
     def close(self, bits):
         self.bits |= bits
@@ -46,6 +47,8 @@ class RecordingGate:
         self.bits |= bits
         self.history.append(("fence", bits))
         await self.in_flight_ended.wait()
+        while self.busy():
+            await asyncio.sleep(0)
 
     def open(self, bits):
         self.bits &= ~bits
@@ -143,6 +146,9 @@ class FakeMedium:
     def set_descriptor_sense(self, enabled):
         self.log.append(("descriptor_sense", enabled))
 
+    def set_queue_error(self, enabled):
+        self.log.append(("queue_error", enabled))
+
 
 class Rig:
     """One logical unit, any number of initiators; `itl` is the first one's, without a pending unit attention."""
@@ -182,12 +188,16 @@ class Rig:
     def begin(self, task):
         """As `submit`, for a handler that goes on by itself."""
         outcomes = []
-
-        async def submitted():
-            self.unit.submit(task, outcomes.append)
-
-        self.run(submitted())
+        self.within(lambda: self.unit.submit(task, outcomes.append))
         return outcomes
+
+    def within(self, call):
+        """Calls it while the loop runs."""
+
+        async def called():
+            call()
+
+        self.run(called())
 
     def run(self, awaitable):
         return self.loop.run_until_complete(asyncio.wait_for(awaitable, 5))
@@ -327,7 +337,7 @@ def is_proper():
         if outcome.status is Status.CHECK_CONDITION:
             assert sense_data.parse(outcome.sense).code is not sense.INTERNAL_TARGET_FAILURE
             return not outcome.data_in
-        if outcome.status is Status.RESERVATION_CONFLICT:
+        if outcome.status in (Status.RESERVATION_CONFLICT, Status.ACA_ACTIVE, Status.BUSY):
             return not outcome.sense and not outcome.data_in
         return outcome.status is Status.GOOD and not outcome.sense
 

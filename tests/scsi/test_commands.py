@@ -33,9 +33,9 @@ def test_a_cdb_made_of_the_usage_data_parses_to_its_row(row):
 
 
 @by_name
-def test_naca_is_refused_because_normaca_is_zero(row):
+def test_of_control_naca_is_looked_at(row):
     # Bits 7 and 6 of CONTROL are the vendor's.
-    assert not row.usage[1 if row.opcode == VARIABLE_LENGTH else -1] & 0x3F
+    assert row.usage[1 if row.opcode == VARIABLE_LENGTH else -1] & 0x3F == 0x04
 
 
 @by_name
@@ -57,23 +57,23 @@ def test_a_command_takes_a_parameter_list_when_its_cdb_says_how_long_one_is(row)
 
 @by_name
 def test_every_command_waits_for_task_management_and_holds(row):
-    always = GateBit.TMF | GateBit.HOLD | GateBit.ORDERED | GateBit.TRACE | GateBit.FAULT
+    always = GateBit.TMF | GateBit.HOLD | GateBit.ORDERED | GateBit.ACA | GateBit.TRACE | GateBit.FAULT
     assert row.gate_mask & always == always
 
 
 # As the standards draw them: what is derived from the fields must come out so.
 USAGE = {
-    "READ(6)": "08 1F FF FF FF 00",
-    "INQUIRY": "12 01 FF FF FF 00",
-    "START STOP UNIT": "1B 01 00 0F F7 00",
-    "WRITE(10)": "2A 18 FF FF FF FF 1F FF FF 00",
-    "VERIFY(12)": "AF 16 FF FF FF FF FF FF FF FF 1F 00",
-    "COMPARE AND WRITE": "89 18 FF FF FF FF FF FF FF FF 00 00 00 FF 1F 00",
-    "WRITE ATOMIC(16)": "9C 18 FF FF FF FF FF FF FF FF 00 00 FF FF 1F 00",
-    "READ CAPACITY(16)": "9E 10 00 00 00 00 00 00 00 00 FF FF FF FF 00 00",
-    "REPORT SUPPORTED OPERATION CODES": "A3 0C 87 FF FF FF FF FF FF FF 00 00",
-    "READ(32)": "7F 00 00 00 00 00 1F 18 00 09 18 00" + " FF" * 20,
-    "WRITE SAME(32)": "7F 00 00 00 00 00 1F 18 00 0D 09 00" + " FF" * 20,
+    "READ(6)": "08 1F FF FF FF 04",
+    "INQUIRY": "12 01 FF FF FF 04",
+    "START STOP UNIT": "1B 01 00 0F F7 04",
+    "WRITE(10)": "2A 18 FF FF FF FF 1F FF FF 04",
+    "VERIFY(12)": "AF 16 FF FF FF FF FF FF FF FF 1F 04",
+    "COMPARE AND WRITE": "89 18 FF FF FF FF FF FF FF FF 00 00 00 FF 1F 04",
+    "WRITE ATOMIC(16)": "9C 18 FF FF FF FF FF FF FF FF 00 00 FF FF 1F 04",
+    "READ CAPACITY(16)": "9E 10 00 00 00 00 00 00 00 00 FF FF FF FF 00 04",
+    "REPORT SUPPORTED OPERATION CODES": "A3 0C 87 FF FF FF FF FF FF FF 00 04",
+    "READ(32)": "7F 04 00 00 00 00 1F 18 00 09 18 00" + " FF" * 20,
+    "WRITE SAME(32)": "7F 04 00 00 00 00 1F 18 00 0D 09 00" + " FF" * 20,
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Control mode page changes about tasks (SPC-5 7.5.10): TST, TAS, UA_INTLCK_CTRL."""
+"""What the Control mode page changes about tasks (SPC-5 7.5.10): TST, TAS, UA_INTLCK_CTRL. QERR: test_contingency."""
 
 import asyncio
 from collections import Counter
@@ -49,9 +49,9 @@ def submitted(lu, *tasks):
 
 
 def test_what_may_be_changed_is_changed(lu, fails):
-    for values in ({"tst": 1}, {"tas": 1}, {"ua_intlck_ctrl": 2}, {"ua_intlck_ctrl": 3}, {}):
+    for values in ({"tst": 1}, {"tas": 1}, {"qerr": 1}, {"qerr": 3}, {"ua_intlck_ctrl": 2}, {"ua_intlck_ctrl": 3}, {}):
         assert with_control(lu, **values).status is Status.GOOD
-    for at, values in (((8, 5), {"ua_intlck_ctrl": 1}), ((6, 6), {"tst": 2}), ((7, 1), {"qerr": 1})):
+    for at, values in (((8, 5), {"ua_intlck_ctrl": 1}), ((6, 6), {"tst": 2}), ((7, 2), {"qerr": 2})):
         data = bytes(4) + CONTROL.build({**CONTROL.defaults, **values})
         code = sense.INVALID_FIELD_IN_PARAMETER_LIST
         fails(lu, "MODE SELECT(6)", code, at=at, pf=1, parameter_list_length=len(data), data_out=data)

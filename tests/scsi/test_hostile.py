@@ -56,6 +56,7 @@ def test_random_commands_always_get_a_proper_outcome(lu, is_proper, cdb, attribu
     assert is_proper(outcome)
     lu.unit.finished(task)
     assert not lu.unit.tasks()
+    lu.run(lu.unit.clear_aca(lu.itl))
 
 
 @shared

@@ -194,8 +194,8 @@ def test_diagnostic_pages(lu, ok, fails):
 # ---- task management -------------------------------------------------------------------------------------------------
 
 
-def test_every_function_but_clear_aca_is_there(lu, ok):
-    assert ok(lu, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS") == bytes([0b11011100, 0b011, 0, 0])
+def test_every_function_is_there(lu, ok):
+    assert ok(lu, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS") == bytes([0b11111100, 0b011, 0, 0])
     data = ok(lu, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", repd=1)
     assert data[3] == 12
     assert len(data) == 16

@@ -8,6 +8,7 @@ import pytest
 from vhost_scsi.scsi import sense, vpd
 from vhost_scsi.scsi.medium import Capabilities, Support
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
+from vhost_scsi.scsi.null_unit import absent_unit
 
 
 def page(ok, lu, code, **given):
@@ -47,8 +48,9 @@ def test_tagged_queueing_is_claimed(lu, ok):
     assert ok(lu, "INQUIRY")[7] == 0x02
 
 
-def test_aca_is_not_claimed(lu, ok):
-    assert not ok(lu, "INQUIRY")[3] & 0x20
+def test_aca_is_claimed_where_a_unit_is(lu, ok):
+    assert ok(lu, "INQUIRY")[3] & 0x20
+    assert not absent_unit(bytes([0x12, 0, 0, 0, 36, 0]), lu.itl.nexus).data_in[3] & 0x20
 
 
 def test_names_that_are_too_long_are_cut(make_lu, ok):

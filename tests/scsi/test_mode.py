@@ -203,7 +203,7 @@ def test_saved_pages_of_another_version_change_nothing_that_cannot_be_changed():
 
 def test_changeable_bits(lu, ok):
     assert page_of(ok, lu, 0x08, CHANGEABLE)[2:4].hex() == "0400"
-    assert page_of(ok, lu, 0x0A, CHANGEABLE)[2:6].hex() == "24003840"
+    assert page_of(ok, lu, 0x0A, CHANGEABLE)[2:6].hex() == "24063840"
     assert not any(page_of(ok, lu, 0x1C, CHANGEABLE)[2:])
 
 

@@ -136,14 +136,14 @@ def test_a_unit_that_is_not_removable_has_neither_loej_nor_a_lock(lu, ok, fails)
     fails(lu, "START STOP UNIT", sense.INVALID_FIELD_IN_CDB, at=(4, 1), **EJECT)
     fails(lu, "PREVENT ALLOW MEDIUM REMOVAL", sense.INVALID_COMMAND_OPERATION_CODE)
     usage = ok(lu, "REPORT SUPPORTED OPERATION CODES", reporting_options=1, requested_operation_code=0x1B)
-    assert usage[4:10] == bytes.fromhex("1B01000FF500")
+    assert usage[4:10] == bytes.fromhex("1B01000FF504")
 
 
 def test_report_supported_operation_codes_of_a_removable_unit(disk, ok):
     usage = ok(disk, "REPORT SUPPORTED OPERATION CODES", reporting_options=1, requested_operation_code=0x1B)
-    assert usage[4:10] == bytes.fromhex("1B01000FF700")
+    assert usage[4:10] == bytes.fromhex("1B01000FF704")
     usage = ok(disk, "REPORT SUPPORTED OPERATION CODES", reporting_options=1, requested_operation_code=0x1E)
-    assert usage[4:10] == bytes.fromhex("1E0000000100")
+    assert usage[4:10] == bytes.fromhex("1E0000000104")
 
 
 # ---- the lock ----------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_locked_drive_that_is_open_stays_open(disk, ok, fails):
 
 def test_allowing_meets_no_reservation():
     row = next(row for row in COMMANDS if row.opcode == 0x1E)
-    assert row.conflict_of(bytes.fromhex("1E0000000100")) is Conflict.WRITE
+    assert row.conflict_of(bytes.fromhex("1E0000000104")) is Conflict.WRITE
     assert row.conflict_of(bytes.fromhex("1E0000000000")) is Conflict.ALLOWED
 
 

@@ -117,8 +117,7 @@ def test_every_unused_bit_is_refused_with_a_pointer_to_it(lu, fails, cdb, row):
             if row.usage[byte] >> bit & 1:
                 continue
             if row.opcode == VARIABLE_LENGTH:
-                # The service action; NACA, which C sees first.
-                if byte in (8, 9) or (byte, bit) == (1, 2):
+                if byte in (8, 9):  # the service action
                     continue
             elif byte == 1 and row.service_action is not None and bit < 5:
                 continue

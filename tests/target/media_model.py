@@ -235,7 +235,7 @@ class Generator:
     def _spoil(self, name: str, cdb: bytearray, fields: dict[str, int]) -> bytearray:
         row, kind = ROWS[name], self._random.random()
         if kind < 0.5:
-            # A bit that nobody may set; neither NACA, which belongs to Python, nor what says which command it is.
+            # A bit that nobody may set; not what says which command it is.
             first = 11 if cdb[0] == VARIABLE_LENGTH else 2
             free = [
                 (byte, bit)

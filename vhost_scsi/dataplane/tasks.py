@@ -37,6 +37,10 @@ class PyTask:
     gate: int
     age_ns: int
     order: int
+    fault: bool = False
+    """C has ended it and waits for a verdict before anybody is told"""
+    notify: int = 0
+    """the cookie with which it was executed"""
 
 
 def task_from(info: Any) -> PyTask:
@@ -58,6 +62,8 @@ def task_from(info: Any) -> PyTask:
         gate=info.gate,
         age_ns=info.age_ns,
         order=info.order,
+        fault=bool(info.fault),
+        notify=info.notify,
     )
 
 
@@ -102,6 +108,10 @@ class Answers:
 
     def aborted(self, task: PyTask, response: int) -> None:
         self._next(task, lib.VS_VERDICT_ABORTED).response = response
+
+    def tell(self, task: PyTask) -> None:
+        """Of a fault: it ends as C has it."""
+        self._next(task, lib.VS_VERDICT_TELL)
 
     def execute(self, task: PyTask, notify: int = 0) -> None:
         """C runs the task; with a cookie in `notify` its end is reported under that cookie."""

@@ -65,6 +65,7 @@ class StoreMedium:
         self.store = store
         self._write_cache = True
         self._descriptor_sense = False
+        self._queue_error = False
         self.lu: CData | None = None
 
     def _info(self) -> Any:
@@ -184,6 +185,10 @@ class StoreMedium:
         self._descriptor_sense = enabled
         self.apply()
 
+    def set_queue_error(self, enabled: bool) -> None:
+        self._queue_error = enabled
+        self.apply()
+
     def params(self, cookie: int = 0) -> Any:
         """What C must know of the unit now."""
         out = ffi.new("struct vs_lu_params *")
@@ -200,6 +205,7 @@ class StoreMedium:
         out.cdb32 = self._spec.cdb32
         out.write_cache = self._write_cache
         out.descriptor_sense = self._descriptor_sense
+        out.queue_error = self._queue_error
         out.unmap = self.capabilities.unmap is not Support.NONE
         return out
 

@@ -151,7 +151,7 @@ class Port:
         gate = self.core.gate(unit.handle, out[0])
         itl = unit.logical_unit.attach(self._numbered_nexus(target_id), gate)
         mapped = MappedLun(target_id, lun, unit, itl, out[0], cookie, gate)
-        itl.cancel = self._target.canceller(mapped, others_told=True)
+        itl.cancel = lambda told: self._target.canceller(mapped, others_told=told)()
         self._mapped[target_id, lun] = mapped
         self._target.nexus_added(mapped)
         return mapped

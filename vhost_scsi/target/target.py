@@ -5,7 +5,6 @@ the logical unit it is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from vhost_scsi._core import lib
@@ -14,7 +13,7 @@ from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.nexus import Cancel, Nexus, TargetPort
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.saved_state import SavedState
-from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute
+from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute, Tell
 from vhost_scsi.slices import sliced
 from vhost_scsi.stores import Store
 from vhost_scsi.target import tmf
@@ -37,6 +36,8 @@ class Target:
         self.ports: Final[dict[str, Port]] = {}
         self._ports_by_cookie: Final[dict[int, Port]] = {}
         self._mapped: Final[dict[int, MappedLun]] = {}
+        self._run_in_c: Final[dict[int, Task]] = {}
+        """those that C runs and will tell of, by that cookie: they may come back"""
         core.on_task(self._decide)
 
     # ---- building --------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Target:
             self._answer_without_unit(task)
             return
         mapped = self._mapped[task.nexus]
-        scsi_task = Task(
+        scsi_task = self._run_in_c.get(task.notify) or Task(
             mapped.itl,
             task.tag,
             TaskAttribute(task.attribute),
@@ -109,16 +110,27 @@ class Target:
         lu = mapped.unit.logical_unit
 
         def done(outcome: Outcome) -> None:
-            self._answer(task, mapped, outcome, lambda: lu.finished(scsi_task))
+            cookie = 0
+            if isinstance(outcome, Execute) and outcome.notify:
 
-        lu.submit(scsi_task, done)
+                def finished(status: int) -> None:
+                    del self._run_in_c[cookie]
+                    lu.finished(scsi_task)
 
-    def _answer(self, task: PyTask, mapped: MappedLun, outcome: Outcome, finished: Callable[[], None]) -> None:
+                cookie = self.core.on_done(finished)
+                self._run_in_c[cookie] = scsi_task
+            self._answer(task, mapped, outcome, cookie)
+
+        (lu.came_back if task.fault else lu.submit)(scsi_task, done)
+
+    def _answer(self, task: PyTask, mapped: MappedLun, outcome: Outcome, cookie: int) -> None:
         answers = self.core.answers
         if isinstance(outcome, Complete):
             answers.complete(task, outcome.status, outcome.sense, outcome.data_in)
         elif isinstance(outcome, Execute):
-            answers.execute(task, self.core.on_done(lambda status: finished()) if outcome.notify else 0)
+            answers.execute(task, cookie)
+        elif isinstance(outcome, Tell):
+            answers.tell(task)
         elif isinstance(outcome, Aborted):
             answers.aborted(task, mapped.abort_response)
         self.core.flush_soon()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from vhost_scsi._core import ffi, lib
 from vhost_scsi.scsi.task import ServiceResponse, Status
@@ -160,9 +160,11 @@ async def run(
         case TaskManagementFunction.QUERY_TASK_SET:
             found = await post(core, unit, lib.VS_TMF_QUERY, nexus=mapped)
             return _found(found > 0 or lu.query_task_set(itl))
+        case TaskManagementFunction.CLEAR_ACA:
+            aca = lu.contingencies.aca_task(itl)
+            await lu.clear_aca(itl, None if aca is None else canceller(core, unit, [mapped], aca.tag, mapped, before))
         case _:
-            # CLEAR ACA: no ACA condition is ever in effect here (NORMACA=0).
-            return ServiceResponse.FUNCTION_REJECTED
+            assert_never(function)
     # What Python ended may be another worker's to show than the one that will show our answer.
     await core.delivered()
     return ServiceResponse.FUNCTION_COMPLETE
