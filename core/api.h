@@ -361,7 +361,7 @@ enum vs_lun_kind { VS_LUN_UNIT = 0, VS_LUN_ABSENT = 1, VS_LUN_REPORT_LUNS = 2 };
 struct vs_lun_entry { vs_nexus *nexus; uint16_t target; uint16_t lun; uint32_t reserved; };
 int vs_vdev_set_luns(vs_vdev *vdev, const struct vs_lun_entry *entries, uint32_t n, uint64_t cookie); /* VS_UP_DONE when no worker uses the old one */
 
-enum vs_ring_feature { VS_RING_EVENT_IDX = 1, VS_RING_INDIRECT = 2, VS_RING_PACKED = 4, VS_RING_VERSION_1 = 8 };
+enum vs_ring_feature { VS_RING_EVENT_IDX = 1, VS_RING_INDIRECT = 2, VS_RING_PACKED = 4, VS_RING_VERSION_1 = 8, VS_RING_IN_ORDER = 16 };
 struct vs_queue_params {
 	uint64_t desc;      /* user addresses */
 	uint64_t avail;

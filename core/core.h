@@ -457,7 +457,11 @@ struct vs_vring {
 	uint32_t held;            /* packed: descriptors taken and not used yet */
 	uint32_t hint;
 	uint64_t desc_addr, avail_addr, used_addr; /* user addresses; of a packed ring descriptors, driver area, device area */
+	struct vs_order *order;   /* in-order use: size of them, the caller's, zeroed; NULL: in any order */
+	uint32_t order_first, order_n;
 };
+/* In-order use. `head` is of what was taken as the nth since; the others are of this slot's own head. */
+struct vs_order { uint32_t written; uint16_t head, span; uint8_t state; };
 /* -enum vs_ring_rule on error. The rings are mapped anew by _remap (a new memory table). */
 int vs_vring_init(struct vs_vring *r, const struct vs_memmap *map, const struct vs_queue_params *p);
 int vs_vring_remap(struct vs_vring *r, const struct vs_memmap *map);
@@ -478,7 +482,27 @@ bool vs_packed_publish(struct vs_vring *r);
 void vs_packed_kicks_off(struct vs_vring *r);
 bool vs_packed_kicks_on(struct vs_vring *r);
 
+/* vring_order.c, where the functions below end up with a ring that is used in order. */
+int vs_order_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
+void vs_order_unpop(struct vs_vring *r);
+void vs_order_push(struct vs_vring *r, uint32_t head, uint32_t written);
+
 static inline bool vs_vring_packed(const struct vs_vring *r) { return r->features & VS_RING_PACKED; }
+/* The layouts as they are, whatever the order. */
+static inline void vs_ring_unpop(struct vs_vring *r)
+{
+	if (vs_vring_packed(r))
+		vs_packed_unpop(r);
+	else
+		r->last_avail--;
+}
+static inline void vs_ring_push(struct vs_vring *r, uint32_t head, uint32_t span, uint32_t written)
+{
+	if (vs_vring_packed(r))
+		vs_packed_push(r, head, span, written);
+	else
+		vs_split_push(r, head, written);
+}
 /* How many chains wait (reads what the driver made available with acquire): >= 0 or -rule. Of a packed ring it may be fewer than there are. */
 static inline int vs_vring_available(struct vs_vring *r)
 {
@@ -488,23 +512,25 @@ static inline int vs_vring_available(struct vs_vring *r)
  * caller's inline array; longer chains come from vs_iovec_get(w). Every descriptor field is loaded once. Zero-length buffers are left out. */
 static inline int vs_vring_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
 {
+	if (vs_unlikely(r->order != NULL))
+		return vs_order_pop(r, w, c);
 	return vs_vring_packed(r) ? vs_packed_pop(r, w, c) : vs_split_pop(r, w, c);
 }
 /* The last chain was not taken after all. Once for each that was taken, and only for the last one. */
 static inline void vs_vring_unpop(struct vs_vring *r)
 {
-	if (vs_vring_packed(r))
-		vs_packed_unpop(r);
+	if (vs_unlikely(r->order != NULL))
+		vs_order_unpop(r);
 	else
-		r->last_avail--;
+		vs_ring_unpop(r);
 }
 /* Not yet visible. head and span are the chain's. */
 static inline void vs_vring_push(struct vs_vring *r, uint32_t head, uint32_t span, uint32_t written)
 {
-	if (vs_vring_packed(r))
-		vs_packed_push(r, head, span, written);
+	if (vs_unlikely(r->order != NULL))
+		vs_order_push(r, head, written);
 	else
-		vs_split_push(r, head, written);
+		vs_ring_push(r, head, span, written);
 }
 /* Makes visible what was pushed, with release; true: notify the driver (event index or descriptor, flags). */
 static inline bool vs_vring_publish(struct vs_vring *r)
@@ -528,6 +554,10 @@ static inline uint32_t vs_vring_base(const struct vs_vring *r)
 {
 	return vs_vring_packed(r) ? r->last_avail | (uint32_t)r->used_idx << 16 : r->last_avail;
 }
+/* RING_RESET (2.6.1): the ring as a driver begins it anew where it lies. What was taken is never given back. */
+void vs_vring_reset(struct vs_vring *r);
+/* NOTIFICATION_DATA (2.9): whether what the driver says of its place means that there is something to take. A hint, and the driver's. */
+bool vs_vring_notified(const struct vs_vring *r, uint32_t data);
 
 /* ---- logical units, nexuses, tasks ----------------------------------------------------------------------------------------------------------------- */
 

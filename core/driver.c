@@ -80,7 +80,8 @@ int vs_driver_create(struct vs_guest *g, uint32_t size, uint32_t features, uint3
 		return -ENOMEM;
 	out->next = calloc(size, sizeof(*out->next));
 	out->chain = calloc(size, sizeof(*out->chain));
-	if (!out->next || !out->chain) {
+	out->order = calloc(size, sizeof(*out->order));
+	if (!out->next || !out->chain || !out->order) {
 		vs_driver_destroy(out);
 		return -ENOMEM;
 	}
@@ -95,7 +96,9 @@ void vs_driver_destroy(struct vs_driver *d)
 {
 	free(d->next);
 	free(d->chain);
+	free(d->order);
 	d->next = d->chain = NULL;
+	d->order = NULL;
 }
 
 void vs_driver_params(const struct vs_driver *d, struct vs_queue_params *out)
@@ -123,7 +126,8 @@ void vs_driver_reset(struct vs_driver *d, uint16_t idx)
 	memset(d->chain, 0, d->size * sizeof(*d->chain));
 	for (uint32_t i = 0; i < d->size; i++)
 		d->next[i] = (uint16_t)(i + 1 < d->size ? i + 1 : 0);
-	d->free_head = d->in_flight = 0;
+	d->free_head = d->in_flight = d->order_first = d->order_n = 0;
+	d->batch = false;
 	d->nfree = d->size;
 	if (vs_driver_packed(d)) {
 		vs_packed_driver_reset(d, idx);
@@ -179,6 +183,13 @@ int vs_driver_add(struct vs_driver *d, const struct vs_driver_buffer *buffers, u
 	if (d->nfree < (indirect ? 1 : n))
 		return -ENOSPC;
 	d->in_flight++;
+	if (d->features & VS_RING_IN_ORDER) {
+		struct vs_driver_order *o = &d->order[(d->order_first + d->order_n++) % d->size];
+
+		*o = (struct vs_driver_order){ .head = head };
+		for (uint32_t i = nout; i < n; i++)
+			o->room += buffers[i].length;
+	}
 	if (vs_driver_packed(d)) {
 		vs_packed_driver_add(d, buffers, nout, n, indirect);
 		return (int)head;
@@ -214,13 +225,10 @@ bool vs_driver_publish(struct vs_driver *d)
 	return !(__atomic_load_n(&d->used->flags, __ATOMIC_RELAXED) & VS_USED_NO_NOTIFY);
 }
 
-int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written)
+static int split_used(struct vs_driver *d, uint32_t *head, uint32_t *written)
 {
 	const struct vs_vring_used_elem *e = &d->used->ring[d->last_used & (d->size - 1)];
-	uint32_t id, n;
 
-	if (vs_driver_packed(d))
-		return vs_packed_driver_collect(d, head, written);
 	if (d->shadow_used == d->last_used) {
 		/* 2.7.14: acquire, before the entries that idx counts and what the device wrote into the buffers. */
 		d->shadow_used = vs_shared_load(&d->used->idx, __ATOMIC_ACQUIRE);
@@ -229,23 +237,67 @@ int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written)
 		if ((uint16_t)(d->shadow_used - d->last_used) > (uint16_t)(d->published - d->last_used))
 			return -EPROTO;
 	}
-	id = __atomic_load_n(&e->id, __ATOMIC_RELAXED);
-	if (id >= d->size || !d->chain[id])
-		return -EPROTO;
-	*head = id;
+	*head = __atomic_load_n(&e->id, __ATOMIC_RELAXED);
 	*written = __atomic_load_n(&e->len, __ATOMIC_RELAXED);
-	n = d->chain[id];
-	d->chain[id] = 0;
+	return 1;
+}
+
+static void split_take_back(struct vs_driver *d, uint32_t head)
+{
+	uint32_t n = d->chain[head];
+
 	d->nfree += n;
-	/* The chain of next[] is whole: its last descriptor now leads to the free ones. */
-	for (uint32_t at = id; ; at = d->next[at]) {
+	/* In order they come back as they lie in the ring, and next[] stays as it is. Else the chain of next[] is whole: its last descriptor now leads
+	 * to the free ones. */
+	for (uint32_t at = head; !(d->features & VS_RING_IN_ORDER); at = d->next[at]) {
 		if (--n == 0) {
 			d->next[at] = (uint16_t)d->free_head;
+			d->free_head = head;
 			break;
 		}
 	}
-	d->free_head = id;
 	d->last_used++;
+}
+
+/* 2.7.9, 2.8.8: one element may stand for all chains up to the one that it names. The device has used the others completely. */
+static void oldest_of(struct vs_driver *d, uint32_t *head, uint32_t *written)
+{
+	const struct vs_driver_order *o = &d->order[d->order_first];
+
+	d->order_first = (d->order_first + 1) % d->size;
+	d->order_n--;
+	d->batch = o->head != *head;
+	if (!d->batch)
+		return;
+	d->batch_head = *head;
+	d->batch_written = *written;
+	*head = o->head;
+	*written = o->room;
+}
+
+int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written)
+{
+	int n = 1;
+
+	if (!d->batch) {
+		n = vs_driver_packed(d) ? vs_packed_driver_used(d, head, written) : split_used(d, head, written);
+	} else if (!vs_driver_packed(d) && d->shadow_used == d->last_used) {
+		return -EPROTO; /* a batch that is longer than what was used */
+	} else {
+		*head = d->batch_head;
+		*written = d->batch_written;
+	}
+	if (n != 1)
+		return n;
+	if (*head >= d->size || !d->chain[*head])
+		return -EPROTO;
+	if (d->features & VS_RING_IN_ORDER)
+		oldest_of(d, head, written);
+	if (vs_driver_packed(d))
+		vs_packed_driver_take_back(d, *head);
+	else
+		split_take_back(d, *head);
+	d->chain[*head] = 0;
 	d->in_flight--;
 	return 1;
 }
@@ -276,6 +328,8 @@ bool vs_driver_interrupts_on(struct vs_driver *d)
 
 bool vs_driver_pending(const struct vs_driver *d)
 {
+	if (d->batch)
+		return true;
 	if (vs_driver_packed(d))
 		return vs_packed_driver_pending(d);
 	return __atomic_load_n(&d->used->idx, __ATOMIC_ACQUIRE) != d->last_used;

@@ -55,6 +55,10 @@ struct vs_driver {
 	uint16_t last_used;        /* next used entry to take */
 	uint16_t shadow_used;      /* split: used idx as last read */
 	uint16_t first_flags;      /* packed: of the descriptor at `published`, not written yet */
+	/* In-order use: what was added, oldest first, and the used element that stands for several of them. */
+	struct vs_driver_order { uint32_t head, room; } *order;
+	uint32_t order_first, order_n, batch_head, batch_written;
+	bool batch;
 };
 /* A ring in g, packed if features say so. indirect_entries: the longest chain that vs_driver_add may put into a table. */
 int vs_driver_create(struct vs_guest *g, uint32_t size, uint32_t features, uint32_t indirect_entries, struct vs_driver *out);
@@ -73,12 +77,15 @@ int vs_driver_collect(struct vs_driver *d, uint32_t *head, uint32_t *written);
 void vs_driver_interrupts_off(struct vs_driver *d);
 bool vs_driver_interrupts_on(struct vs_driver *d); /* true: something came back meanwhile */
 bool vs_driver_pending(const struct vs_driver *d);   /* something came back */
+/* What a driver with NOTIFICATION_DATA writes to notify the device (2.9). */
+static inline uint32_t vs_driver_notification(const struct vs_driver *d, uint16_t queue) { return vs_notification_data(queue, d->published); }
 
 /* driver_packed.c, where the functions above end up with a packed ring. */
 void vs_packed_driver_reset(struct vs_driver *d, uint16_t idx);
 void vs_packed_driver_add(struct vs_driver *d, const struct vs_driver_buffer *buffers, uint32_t nout, uint32_t n, bool indirect);
 bool vs_packed_driver_publish(struct vs_driver *d);
-int vs_packed_driver_collect(struct vs_driver *d, uint32_t *id, uint32_t *written);
+int vs_packed_driver_used(const struct vs_driver *d, uint32_t *id, uint32_t *written);
+void vs_packed_driver_take_back(struct vs_driver *d, uint32_t id);
 void vs_packed_driver_interrupts_off(struct vs_driver *d);
 bool vs_packed_driver_interrupts_on(struct vs_driver *d);
 bool vs_packed_driver_pending(const struct vs_driver *d);

@@ -70,26 +70,24 @@ bool vs_packed_driver_pending(const struct vs_driver *d)
 	return vs_packed_is_used(vs_shared_load(&d->ring[vs_packed_index(d->last_used)].flags, __ATOMIC_ACQUIRE), d->last_used);
 }
 
-int vs_packed_driver_collect(struct vs_driver *d, uint32_t *id, uint32_t *written)
+int vs_packed_driver_used(const struct vs_driver *d, uint32_t *id, uint32_t *written)
 {
 	const struct vs_packed_desc *desc = &d->ring[vs_packed_index(d->last_used)];
-	uint32_t got;
 
 	if (!vs_packed_driver_pending(d))
 		return 0;
-	got = __atomic_load_n(&desc->id, __ATOMIC_RELAXED);
-	if (got >= d->size || !d->chain[got])
-		return -EPROTO;
-	*id = got;
+	*id = __atomic_load_n(&desc->id, __ATOMIC_RELAXED);
 	*written = __atomic_load_n(&desc->len, __ATOMIC_RELAXED);
-	/* 2.8.6: the device skips what the list held. */
-	d->last_used = vs_packed_forward(d->last_used, d->chain[got], d->size);
-	d->nfree += d->chain[got];
-	d->chain[got] = 0;
-	d->next[got] = (uint16_t)d->free_head;
-	d->free_head = got;
-	d->in_flight--;
 	return 1;
+}
+
+void vs_packed_driver_take_back(struct vs_driver *d, uint32_t id)
+{
+	/* 2.8.6: the device skips what the list held. */
+	d->last_used = vs_packed_forward(d->last_used, d->chain[id], d->size);
+	d->nfree += d->chain[id];
+	d->next[id] = (uint16_t)d->free_head;
+	d->free_head = id;
 }
 
 void vs_packed_driver_interrupts_off(struct vs_driver *d)

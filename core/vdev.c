@@ -58,6 +58,7 @@ struct queue_msg {
 	int fd;
 	struct vs_memmap *map;
 	struct vs_request *requests;
+	struct vs_order *in_order;
 	uint8_t event[VS_EVENT_BYTES];
 };
 
@@ -69,7 +70,7 @@ static void queue_msg_run(struct vs_worker *w, struct vs_msg *m)
 
 	switch (o->order) {
 	case START:
-		vs_queue_run_start(q, o->requests, o->cookie);
+		vs_queue_run_start(q, o->requests, o->in_order, o->cookie);
 		break;
 	case STOP:
 		vs_queue_run_stop(q, o->cookie);
@@ -140,6 +141,7 @@ static void close_params(const struct vs_queue_params *p)
 
 int vs_queue_start(vs_vdev *d, uint32_t index, const struct vs_queue_params *p, vs_memmap *map, uint64_t cookie)
 {
+	struct vs_order *in_order = NULL;
 	struct vs_request *requests;
 	struct queue_msg *o;
 	struct vs_queue *q;
@@ -155,16 +157,20 @@ int vs_queue_start(vs_vdev *d, uint32_t index, const struct vs_queue_params *p, 
 	}
 	/* Pages of requests that a ring never uses are never touched. */
 	requests = calloc(p->size, sizeof(*requests));
+	if (p->features & VS_RING_IN_ORDER)
+		in_order = calloc(p->size, sizeof(*in_order));
 	q->w = &d->core->workers[p->worker];
-	o = requests ? order_new(d, index, START, cookie) : NULL;
+	o = requests && (in_order || !(p->features & VS_RING_IN_ORDER)) ? order_new(d, index, START, cookie) : NULL;
 	if (!o) {
 		free(requests);
+		free(in_order);
 		close_params(p);
 		return -ENOMEM;
 	}
 	q->params = *p;
 	q->map = map;
 	o->requests = requests;
+	o->in_order = in_order;
 	vs_worker_send(q->w, &o->msg);
 	return 0;
 }

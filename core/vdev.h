@@ -71,7 +71,7 @@ struct vs_vdev {
 
 void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index);
 /* Worker only. Each answers with VS_UP_DONE(cookie). */
-void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_t cookie);
+void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, struct vs_order *order, uint64_t cookie);
 void vs_queue_run_stop(struct vs_queue *q, uint64_t cookie);
 void vs_queue_run_enable(struct vs_queue *q, bool enabled);
 void vs_queue_run_call(struct vs_queue *q, int fd);

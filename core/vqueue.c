@@ -154,6 +154,7 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 			vs_iovec_put(q->w, chain->iov, chain->capacity);
 			q->segment_bytes -= chain->capacity * (uint32_t)sizeof(struct iovec);
 		}
+		vs_vring_unpop(&q->ring);
 		queue_break(q, -VS_RULE_HEAD_BUSY);
 		return NULL;
 	}
@@ -575,7 +576,9 @@ static void queue_stopped(struct vs_queue *q)
 	uint64_t cookie = q->stop_cookie;
 
 	free(q->requests);
+	free(q->ring.order);
 	q->requests = NULL;
+	q->ring.order = NULL;
 	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, vs_vring_base(&q->ring), 0);
 }
 
@@ -668,7 +671,7 @@ void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index)
 	q->poller.disarm = queue_disarm;
 }
 
-void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_t cookie)
+void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, struct vs_order *order, uint64_t cookie)
 {
 	int kick_fd = q->params.kick_fd;
 	int err = vs_vring_init(&q->ring, q->map, &q->params);
@@ -678,6 +681,7 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_
 	if (err) {
 		q->error = err;
 		free(requests);
+		free(order);
 		vs_bell_set(&q->call, -1);
 		vs_bell_set(&q->err, -1);
 		if (kick_fd >= 0)
@@ -689,6 +693,7 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, uint64_
 	}
 	vs_pin(q->w, &q->map->pins);
 	q->requests = requests;
+	q->ring.order = order;
 	for (uint32_t i = 0; i < q->params.size; i++)
 		requests[i].resp = requests[i].resp_inline;
 	q->started = true;

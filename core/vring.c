@@ -99,6 +99,28 @@ int vs_vring_init(struct vs_vring *r, const struct vs_memmap *map, const struct 
 	return 0;
 }
 
+void vs_vring_reset(struct vs_vring *r)
+{
+	uint16_t first = vs_vring_packed(r) ? VS_PACKED_WRAP : 0; /* 2.8.1 */
+
+	r->last_avail = r->shadow_avail = r->used_idx = r->published = r->signalled_used = first;
+	r->signalled_valid = false;
+	r->kicks_on = true;
+	r->held = 0;
+	if (r->order)
+		memset(r->order, 0, r->size * sizeof(*r->order));
+	r->order_first = r->order_n = 0;
+}
+
+bool vs_vring_notified(const struct vs_vring *r, uint32_t data)
+{
+	uint16_t at = (uint16_t)(data >> 16);
+
+	if (vs_vring_packed(r) && vs_packed_index(at) >= r->size)
+		return true; /* no place of this ring: it says nothing */
+	return at != r->last_avail;
+}
+
 /* ---- chains --------------------------------------------------------------------------------------------------------------------------- */
 
 static int __attribute__((noinline)) walk_indirect(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c, const struct iovec *first,

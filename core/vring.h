@@ -41,6 +41,9 @@ static inline bool vs_vring_need_event(uint16_t event, uint16_t new_idx, uint16_
 	return (uint16_t)(new_idx - event - 1) < (uint16_t)(new_idx - old_idx);
 }
 
+/* NOTIFICATION_DATA (2.9): the queue, and where the driver stands: its index, or its place in a packed ring, as next_off and next_wrap. */
+static inline uint32_t vs_notification_data(uint16_t queue, uint16_t at) { return queue | (uint32_t)at << 16; }
+
 /* ---- packed ------------------------------------------------------------------------------------------------------------------------------- */
 
 /* 2.8.1; NEXT, WRITE and INDIRECT are as above (2.8.3, 2.8.6, 2.8.7). */

@@ -2,7 +2,7 @@
 /*
  * The device side of a packed virtqueue (virtio 1.3, 2.8), beside the split one in vring.c and under the same names in core.h. The driver is
  * hostile here, too. There are no loops, for a chain is what stands side by side; what a hostile driver can do instead is to offer again what we
- * still hold, so it is counted. Not built: IN_ORDER.
+ * still hold, so it is counted.
  */
 #include "vchain.h"
 

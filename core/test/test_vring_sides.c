@@ -19,12 +19,15 @@ static void both_sides(uint32_t size, uint32_t features, uint32_t requests)
 {
 	struct pending *held = calloc(size, sizeof(*held));
 	uint8_t *marks = calloc(size, 1);
+	uint32_t *order = calloc(size, sizeof(*order)); /* heads as they were sent, by number modulo size */
 	uint32_t nheld = 0, sent = 0, back = 0;
 	bool device_sleeps = false, driver_sleeps = false;
 	struct bench b;
 
-	CHECK(held && marks);
+	CHECK(held && marks && order);
 	bench_open_at(&b, size, features, 3, (uint16_t)(65536 - requests / 2));
+	if (features & VS_RING_IN_ORDER)
+		CHECK((b.r.order = calloc(size, sizeof(*b.r.order))) != NULL);
 	while (back < requests) {
 		uint32_t batch = bench_rnd(2 * size) + 1;
 		int n;
@@ -47,7 +50,7 @@ static void both_sides(uint32_t size, uint32_t features, uint32_t requests)
 				CHECK(table);
 			}
 			marks[head] = (uint8_t)bench_rnd(256);
-			sent++;
+			order[sent++ % size] = (uint32_t)head;
 		}
 		if (vs_driver_publish(&b.d))
 			device_sleeps = false;
@@ -85,6 +88,8 @@ static void both_sides(uint32_t size, uint32_t features, uint32_t requests)
 			while (vs_driver_collect(&b.d, &head, &written) == 1) {
 				CHECK_EQ(written & 0xff, marks[head]);
 				CHECK(written >> 8);
+				if (features & VS_RING_IN_ORDER)
+					CHECK_EQ(head, order[back % size]);
 				back++;
 			}
 			if (bench_rnd(2))
@@ -101,7 +106,9 @@ static void both_sides(uint32_t size, uint32_t features, uint32_t requests)
 	CHECK_EQ(vs_driver_in_flight(&b.d), 0);
 	CHECK_EQ(vs_vring_base(&b.r), features & PACKED ? b.d.published * 0x10001u : b.d.published);
 	CHECK_EQ(b.d.nfree, size);
+	free(b.r.order);
 	bench_close(&b);
+	free(order);
 	free(held);
 	free(marks);
 }
@@ -289,6 +296,8 @@ int main(void)
 			both_sides(sizes[i], features, 140000);
 		for (size_t i = 0; i < sizeof(packed_sizes) / sizeof(*packed_sizes); i++)
 			both_sides(packed_sizes[i], features | PACKED, 140000);
+		both_sides(64, features | VS_RING_IN_ORDER, 140000);
+		both_sides(100, features | PACKED | VS_RING_IN_ORDER, 140000);
 		threads_wake_each_other(features & 1 ? 16 : 256, features);
 		threads_wake_each_other(features & 1 ? 13 : 250, features | PACKED);
 	}
