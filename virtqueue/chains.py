@@ -7,8 +7,9 @@ memory, looks at each descriptor once, and stops where its budget ends. Which he
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntFlag
 from typing import Any, Final
 
 import numpy as np
@@ -94,6 +95,24 @@ class Chain:
             except AddressError:
                 break
         return data
+
+
+def members(chains: Iterable[Chain], size: int) -> set[int]:
+    """Descriptors of the ring's own table that stand in a chain behind its first one."""
+    found: set[int] = set()
+    for chain in chains:
+        direct = [each.index for each in chain.descriptors if not each.indirect and each.index < size]
+        found.update(direct[1:])
+    return found
+
+
+def flag_names(flags: type[IntFlag], value: int | None) -> list[str] | None:
+    """The names of the bits that are set; those without a name as one number."""
+    if value is None:
+        return None
+    names = [flag.name for flag in flags if flag & value and flag.name]
+    unknown = value & ~sum(int(flag) for flag in flags)
+    return [*names, *([hex(unknown)] if unknown else [])]
 
 
 class Budget:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from vhost_scsi.virtqueue.chains import Budget, Chain, ChainWalk, Descriptor, HeadState, Violation
+from vhost_scsi.virtqueue.chains import Budget, Chain, ChainWalk, Descriptor, HeadState, Violation, members
 from vhost_scsi.virtqueue.layout import DESC_ALIGN, DESC_BYTES, MAX_QUEUE_SIZE, DescFlag, RingAddresses
 from vhost_scsi.virtqueue.memory import AddressError, ReadableMemory
 from vhost_scsi.virtqueue.packed_layout import EVENT_ALIGN, EVENT_BYTES, EVENT_MODE_MASK, EventMode, PackedLayout, Place
 from vhost_scsi.virtqueue.ring_rules import RingRule
-from vhost_scsi.virtqueue.walker import DEFAULT_MAX_DESCRIPTORS
+from vhost_scsi.virtqueue.walker import ATTEMPTS, DEFAULT_MAX_DESCRIPTORS
 
 # Descriptor's fields by the names that they have in chains: the buffer id stands where `next` is kept.
 _DTYPE: Final = np.dtype([("addr", "<u8"), ("len", "<u4"), ("next", "<u2"), ("flags", "<u2")])
@@ -45,6 +45,10 @@ class EventSuppression:
     mode: int
     place: Place
 
+    def facts(self) -> dict[str, int | str | bool]:
+        mode = EventMode(self.mode).name if self.mode <= EventMode.DESC else hex(self.mode)
+        return {"mode": mode, "index": self.place.index, "wrap": self.place.wrap}
+
 
 @dataclass(frozen=True, slots=True)
 class PackedSnapshot:
@@ -54,11 +58,13 @@ class PackedSnapshot:
     driver_event: EventSuppression | None = None
     device_event: EventSuppression | None = None
     next_avail: Place | None = None
+    next_used: Place | None = None
     guessed: bool = False
     held: int | None = None
     in_flight: tuple[int, ...] = ()
     chains: tuple[Chain, ...] = ()
     violations: tuple[Violation, ...] = ()
+    moved: bool = False
     truncated: bool = False
 
     def all_violations(self) -> Iterator[Violation]:
@@ -66,6 +72,44 @@ class PackedSnapshot:
         yield from self.violations
         for chain in self.chains:
             yield from chain.violations
+
+    def cells(self) -> list[HeadState | None]:
+        """Which of the descriptors that the device holds are of which chain, nobody knows: all are IN_FLIGHT."""
+        size = self.addresses.size
+        found: list[HeadState | None] = [None] * size
+
+        def mark(start: Place, count: int, state: HeadState) -> None:
+            for step in range(count):
+                found[(start.index + step) % size] = state
+
+        if self.next_used is not None:
+            # A driver that wants to be notified says where it will look next (2.8.10).
+            event = self.driver_event
+            if event is not None and event.mode == EventMode.DESC and event.place.index < size:
+                unseen = event.place.distance(self.next_used, size)
+                mark(event.place, unseen if unseen + (self.held or 0) <= size else 0, HeadState.USED_UNSEEN)
+            mark(self.next_used, min(self.held or 0, size), HeadState.IN_FLIGHT)
+        for chain in self.chains:
+            if chain.descriptors:
+                found[chain.descriptors[0].index] = chain.state
+        return found
+
+    def members(self) -> set[int]:
+        return members(self.chains, self.addresses.size)
+
+    def facts(self) -> dict[str, Any]:
+        def place(at: Place | None) -> dict[str, int | bool] | None:
+            return None if at is None else {"index": at.index, "wrap": at.wrap}
+
+        return {
+            "next_avail": place(self.next_avail),
+            "next_used": place(self.next_used),
+            "driver_event": self.driver_event.facts() if self.driver_event else None,
+            "device_event": self.device_event.facts() if self.device_event else None,
+            "held": self.held,
+            "in_flight_ids": list(self.in_flight),
+            "guessed": self.guessed,
+        }
 
 
 class PackedChainWalk(ChainWalk):
@@ -139,8 +183,8 @@ def walk_packed(
         return PackedSnapshot(addresses, violations=tuple(violations))
     positions = positions or PackedPositions()
     try:
-        table = memory.read(addresses.desc, PackedLayout(addresses.size).desc_bytes)
-        driver, device = (_event(memory.read(at, EVENT_BYTES)) for at in (addresses.avail, addresses.used))
+        (table, *events), moved = _copy(memory, addresses)
+        driver, device = (_event(raw) for raw in events)
     except AddressError as error:
         # the check passed and the read did not: the file behind the region was truncated
         return PackedSnapshot(addresses, violations=(Violation(RingRule.RING_UNMAPPED, value=error.address),))
@@ -167,13 +211,33 @@ def walk_packed(
         driver_event=driver,
         device_event=device,
         next_avail=at,
+        next_used=positions.next_used if held is not None else None,
         guessed=guessed,
         held=held,
         in_flight=tuple(positions.in_flight),
         chains=tuple(chains),
         violations=tuple(violations),
+        moved=moved,
         truncated=any(chain.truncated for chain in chains),
     )
+
+
+def _copy(memory: ReadableMemory, addresses: RingAddresses) -> tuple[tuple[bytes, bytes, bytes], bool]:
+    """Descriptors and both event structures, read twice until both times they were the same; whether they never were.
+
+    There is no index to look at before and after: what shows that the ring moved is the ring.
+    """
+
+    def read() -> tuple[bytes, bytes, bytes]:
+        table = memory.read(addresses.desc, PackedLayout(addresses.size).desc_bytes)
+        return table, memory.read(addresses.avail, EVENT_BYTES), memory.read(addresses.used, EVENT_BYTES)
+
+    found = read()
+    for _ in range(ATTEMPTS):
+        before, found = found, read()
+        if found == before:
+            return found, False
+    return found, True
 
 
 def _posted(

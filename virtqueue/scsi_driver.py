@@ -23,7 +23,7 @@ from typing import Final
 
 from vhost_scsi.errors import VhostScsiError
 from vhost_scsi.virtqueue.memory import GuestBuffer, GuestMemory
-from vhost_scsi.virtqueue.split_driver import SplitDriver
+from vhost_scsi.virtqueue.ring_driver import RingDriver
 from vhost_scsi.virtqueue.virtio_scsi import (
     AN_RESPONSE_BYTES,
     DEFAULT_CDB_SIZE,
@@ -67,7 +67,7 @@ def eventfd_notifier(fd: int) -> Callable[[], None]:
 class QueuePort:
     """A queue, how its device is notified, and how to wait for it: on the `call_fd` eventfd, or by looking (None)."""
 
-    def __init__(self, queue: SplitDriver, notify: Callable[[], None], call_fd: int | None = None) -> None:
+    def __init__(self, queue: RingDriver, notify: Callable[[], None], call_fd: int | None = None) -> None:
         self.queue = queue
         self.notify = notify
         self.call_fd = call_fd

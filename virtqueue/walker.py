@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vhost_scsi.virtqueue.chains import Budget, Chain, ChainWalk, HeadState, Violation
+from vhost_scsi.virtqueue.chains import Budget, Chain, ChainWalk, HeadState, Violation, flag_names, members
 from vhost_scsi.virtqueue.layout import (
     AVAIL_ALIGN,
     DESC_ALIGN,
@@ -77,6 +77,24 @@ class RingSnapshot:
         yield from self.violations
         for chain in self.chains:
             yield from chain.violations
+
+    def cells(self) -> list[HeadState | None]:
+        return [self.heads.get(index) for index in range(self.addresses.size)]
+
+    def members(self) -> set[int]:
+        return members(self.chains, self.addresses.size)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "avail_idx": self.avail_idx,
+            "used_idx": self.used_idx,
+            "avail_flags": flag_names(AvailFlag, self.avail_flags),
+            "used_flags": flag_names(UsedFlag, self.used_flags),
+            "used_event": self.used_event,
+            "avail_event": self.avail_event,
+            "outstanding": self.outstanding,
+            "hidden": self.hidden,
+        }
 
 
 @dataclass(frozen=True, slots=True)

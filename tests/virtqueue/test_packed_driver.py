@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vhost_scsi.virtqueue.memory import GuestMemory
 from vhost_scsi.virtqueue.packed_driver import PackedDriver
 from vhost_scsi.virtqueue.packed_layout import PackedLayout, Place, packed_need_event
-from vhost_scsi.virtqueue.split_driver import DeviceError, QueueFullError
+from vhost_scsi.virtqueue.ring_driver import DeviceError, QueueFullError
 
 AVAIL, USED = 1 << 7, 1 << 15
 

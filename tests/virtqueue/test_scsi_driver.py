@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhost_scsi.virtqueue.memory import GuestMemory, OutOfGuestMemoryError
+from vhost_scsi.virtqueue.ring_driver import QueueFullError
 from vhost_scsi.virtqueue.scsi_driver import CommandTimeoutError, QueuePort, ScsiDriver, cut, eventfd_notifier
-from vhost_scsi.virtqueue.split_driver import QueueFullError, SplitDriver
+from vhost_scsi.virtqueue.split_driver import SplitDriver
 from vhost_scsi.virtqueue.virtio_scsi import (
     REPORT_LUNS,
     AnResponse,

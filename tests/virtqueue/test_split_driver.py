@@ -4,7 +4,8 @@
 import pytest
 
 from vhost_scsi.virtqueue.layout import RingAddresses, SplitLayout
-from vhost_scsi.virtqueue.split_driver import DeviceError, QueueFullError, SplitDriver
+from vhost_scsi.virtqueue.ring_driver import DeviceError, QueueFullError
+from vhost_scsi.virtqueue.split_driver import SplitDriver
 
 
 @pytest.fixture

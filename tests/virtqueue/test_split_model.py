@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vhost_scsi.virtqueue.memory import FileMemory, GuestMemory
-from vhost_scsi.virtqueue.split_driver import QueueFullError, SplitDriver
+from vhost_scsi.virtqueue.ring_driver import QueueFullError
+from vhost_scsi.virtqueue.split_driver import SplitDriver
 from vhost_scsi.virtqueue.walker import HeadState, Positions, walk
 
 ELEMENTS = st.lists(st.integers(1, 300), max_size=4)
