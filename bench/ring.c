@@ -22,7 +22,7 @@ enum { BLOCK = 512, HEADER = 51, RESPONSE = 108, CHECK_EVERY = 64, CLOCK_EVERY =
 static const double WINDOW = 1e-3, ON_CPU = 0.985; /* seconds; share */
 
 struct options {
-	bool memory, indirect, event_idx, adaptive, huge_pages, inline_worker, check_all, misnumber;
+	bool memory, indirect, event_idx, packed, adaptive, huge_pages, inline_worker, check_all, misnumber;
 	uint32_t depth, ring_size, length, driver_cpu, worker_cpu;
 	uint64_t size, requests; /* bytes of the store; requests: stop after so many, 0: after seconds */
 	double seconds;
@@ -170,7 +170,7 @@ static void make_device(struct bench *b)
 	struct vs_vdev_params device = { .cookie = 1, .num_queues = 3, .cdb_size = 32, .sense_size = 96, .credit = 32 };
 	struct vs_lun_entry lun = { .nexus = b->nexus };
 	struct vs_queue_params queue;
-	uint32_t features = VS_RING_VERSION_1 | VS_RING_INDIRECT | (o->event_idx ? VS_RING_EVENT_IDX : 0);
+	uint32_t features = VS_RING_VERSION_1 | VS_RING_INDIRECT | (o->event_idx ? VS_RING_EVENT_IDX : 0) | (o->packed ? VS_RING_PACKED : 0);
 
 	must("guest", vs_guest_create((4 << 20) + (uint64_t)o->length * o->depth, 1, &b->guest));
 	memset(b->guest.base, 0, b->guest.size);
@@ -396,7 +396,7 @@ static void measure(struct bench *b)
 /* ---- options ---------------------------------------------------------------------------------------------------------------------------- */
 
 static const struct option long_options[] = {
-	{ "memory", no_argument, NULL, 'm' }, { "indirect", no_argument, NULL, 'i' }, { "event-idx", no_argument, NULL, 'e' },
+	{ "memory", no_argument, NULL, 'm' }, { "indirect", no_argument, NULL, 'i' }, { "event-idx", no_argument, NULL, 'e' }, { "packed", no_argument, NULL, 'P' },
 	{ "adaptive", no_argument, NULL, 'a' }, { "small-pages", no_argument, NULL, 'p' }, { "inline", no_argument, NULL, 'I' },
 	{ "check-all", no_argument, NULL, 'c' }, { "misnumber", no_argument, NULL, 'x' }, { "depth", required_argument, NULL, 'd' }, { "ring", required_argument, NULL, 'r' },
 	{ "length", required_argument, NULL, 'l' }, { "size", required_argument, NULL, 's' }, { "requests", required_argument, NULL, 'n' },
@@ -423,6 +423,7 @@ static struct options parse(int argc, char **argv)
 		case 'm': o.memory = true; break;
 		case 'i': o.indirect = true; break;
 		case 'e': o.event_idx = true; break;
+		case 'P': o.packed = true; break;
 		case 'a': o.adaptive = true; break;
 		case 'p': o.huge_pages = false; break;
 		case 'I': o.inline_worker = true; break;
