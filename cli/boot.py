@@ -129,6 +129,8 @@ def _configuration(image: str, options: dict[str, Any], socket_path: str) -> Dae
     tables["port"] = {PORT: {"socket": socket_path}}
     if options["num_queues"] is not None:
         tables["port"][PORT]["num_queues"] = options["num_queues"]
+    if options["in_order"]:
+        tables["port"][PORT]["in_order"] = True
     # The daemon's name is this run's; what it remembers of disks is every run's.
     base = {"name": f"boot-{os.getpid()}", "state_dir": str(default_directory("boot"))}
     return build({**base, **given(options), **tables})

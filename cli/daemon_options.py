@@ -55,6 +55,7 @@ def data_plane(function: F) -> F:
         click.option("--spin-us", type=int, metavar="US", help="how long an adaptive worker looks [default: 50]"),
         click.option("--io-threads", type=int, metavar="N", help="epoll engine: I/O threads a worker [default: 4]"),
         click.option("--num-queues", type=int, metavar="N", help="request queues [default: 1]"),
+        click.option("--in-order", is_flag=True, help="offer IN_ORDER: a slow logical unit holds up all others"),
         click.option(
             "--state-dir", metavar="DIR", help="keeps reservations and the identities of logical units and ports"
         ),

@@ -45,8 +45,8 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
                 state(queue),
                 queue["size"] or None,
                 queue["worker"],
-                queue["last_avail"],
-                queue["used_idx"],
+                _place(queue["last_avail"], queue.get("avail_wrap")),
+                _place(queue["used_idx"], queue.get("used_wrap")),
                 queue["in_flight"],
                 queue["requests"],
                 queue["kicks"],
@@ -109,7 +109,47 @@ def _print_queue(queue: dict[str, Any]) -> None:
     )
 
 
+def _place(index: int, wrap: bool | None) -> str:
+    """An index; of a packed ring a descriptor and the wrap counter there."""
+    return str(index) if wrap is None else f"{index}/{wrap:d}"
+
+
+def _event(event: dict[str, Any] | None) -> str:
+    """What one side of a packed ring wants to be told of."""
+    if event is None:
+        return "unreadable"
+    words = {"ENABLE": "always", "DISABLE": "never", "DESC": f"at descriptor {_place(event['index'], event['wrap'])}"}
+    return words.get(event["mode"], f"reserved {event['mode']}")
+
+
+def _print_packed_indices(ring: dict[str, Any]) -> None:
+    def told(place: dict[str, Any] | None) -> str:
+        return "unknown" if place is None else _place(place["index"], place["wrap"])
+
+    say(
+        f"available    taken to {told(ring['next_avail'])} ({len(ring['chains'])} chains waiting), "
+        f"kick {_event(ring['device_event'])}"
+    )
+    say(
+        f"used         next {told(ring['next_used'])}, {ring['held'] or 0} descriptors held, "
+        f"interrupt {_event(ring['driver_event'])}"
+    )
+
+
 def _print_ring(ring: dict[str, Any]) -> None:
+    if ring["layout"] == "packed":
+        _print_packed_indices(ring)
+    else:
+        _print_split_indices(ring)
+    say(f"descriptors  {shorten(ring['strip'])}")
+    say(f"             {', '.join(f'{mark} {text}' for mark, text in ring['legend'].items())}")
+    if ring["moved"]:
+        say("             the ring moved while it was read: what is shown may be of two moments")
+    for violation in ring["violations"] + [item for chain in ring["chains"] for item in chain["violations"]]:
+        say(f"{'broken rule' if violation['forbidden'] else 'remark'}: {violation['text']}")
+
+
+def _print_split_indices(ring: dict[str, Any]) -> None:
     unread = "?" if ring["avail_idx"] is None else (ring["avail_idx"] - ring["last_avail"]) % 65536
     say(
         f"available    idx {_value(ring['avail_idx'])}, taken to {ring['last_avail']} ({unread} waiting), "
@@ -119,12 +159,6 @@ def _print_ring(ring: dict[str, Any]) -> None:
         f"used         idx {_value(ring['used_idx'])}, flags {_flags(ring['used_flags'])}, "
         f"avail_event {_value(ring['avail_event'])}"
     )
-    say(f"descriptors  {shorten(ring['strip'])}")
-    say(f"             {', '.join(f'{mark} {text}' for mark, text in ring['legend'].items())}")
-    if ring["moved"]:
-        say("             the ring moved while it was read: what is shown may be of two moments")
-    for violation in ring["violations"] + [item for chain in ring["chains"] for item in chain["violations"]]:
-        say(f"{'broken rule' if violation['forbidden'] else 'remark'}: {violation['text']}")
 
 
 def _print_tasks(tasks: list[dict[str, Any]]) -> None:

@@ -97,10 +97,13 @@ def configuration(options: dict[str, Any], *, activated: bool = False, text: str
         if DEFAULT_PORT in tables["port"]:
             raise ConfigError(f"port {DEFAULT_PORT} is given twice, by --port and by --socket-path or --fd")
         tables["port"] = {DEFAULT_PORT: port, **tables["port"]}
-    if options.get("num_queues") is not None:
+    for key, example in (("num_queues", "num_queues=N"), ("in_order", "in_order=on")):
+        if not options.get(key) and options.get(key) != 0:
+            continue
         if DEFAULT_PORT not in tables["port"]:
-            raise ConfigError("--num-queues is for the port of --socket-path; a port of its own takes num_queues=N")
-        tables["port"][DEFAULT_PORT]["num_queues"] = options["num_queues"]
+            name = key.replace("_", "-")
+            raise ConfigError(f"--{name} is for the port of --socket-path; a port of its own takes {example}")
+        tables["port"][DEFAULT_PORT][key] = options[key]
     merged = grammar.merge(source.values if source else {}, {**given(options), **tables})
     return build(merged, config_file.locator(source))
 

@@ -28,7 +28,8 @@ CD_BLOCK: Final = 2048
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
 MAX_WORKERS: Final = 64
-MAX_QUEUES: Final = 1022
+# vhost-user's notifier messages have 8 bits for the ring, and two rings are control and event queue.
+MAX_QUEUES: Final = 254
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PLACE: Final = re.compile(r"(?:(?P<port>[^:]+):)?(?P<target>[0-9]{1,5}):(?P<lun>[0-9]{1,5})")
 # An iSCSI name has colons of its own: its LUN stands behind the last one.
@@ -102,6 +103,7 @@ class PortConfig(_Model):
     socket: str | None = None
     fd: Annotated[int, Field(ge=0)] | None = None
     num_queues: Annotated[int, Field(ge=1, le=MAX_QUEUES)] = 1
+    in_order: bool = Field(default=False, description="offer IN_ORDER: one slow logical unit then holds up all others")
     port_group: Annotated[int, Field(ge=1, le=65535)] = 1
     initiator: Annotated[int | None, BeforeValidator(_initiator)] = Field(
         default=None, description="the name of the machine's adapter in reservations: naa. and 16 digits"

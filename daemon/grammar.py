@@ -121,7 +121,7 @@ def _port(text: str, rest: str) -> dict[str, Any]:
         if key == "workers":
             table[key] = [_number(f"--port {text}", key, word) for word in value.split("+")]
         else:
-            table[key] = _number(f"--port {text}", key, value)
+            table[key] = _value(f"--port {text}", PortConfig.model_fields[key].annotation, key, value)
     return table
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service, Serving
     from vhost_scsi.dataplane import TaskSnapshot
 
+SHOW_ATTEMPTS: Final = 3
+"""looks at a ring that moves, before it is shown as it moved"""
 UNIT_SLICE: Final = 8
 """units described in one turn of the loop, at some 0.3 ms each"""
 _PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
@@ -198,15 +200,20 @@ class _Calls:
         statuses = serving.device.queue_status()
         if not 0 <= index < len(statuses):
             raise RpcError(REFUSED, f"port {serving.name} has queues 0 to {len(statuses) - 1}, not {index}")
-        tasks = await self._queue_tasks(serving, index)
-        status = serving.device.queue_status()[index]
-        snapshot = await serving.device.walk(index, [task.head for task in tasks])
-        settled = None
-        if snapshot is not None:
+        for _ in range(SHOW_ATTEMPTS):
+            tasks = await self._queue_tasks(serving, index)
+            status = serving.device.queue_status()[index]
+            snapshot = await serving.device.walk(index, [task.head for task in tasks])
+            settled = None
+            if snapshot is None:
+                break
             # What was answered while the ring was read belongs to the driver again, who may have put anything there.
             later = {(task.head, task.tag) for task in await self._queue_tasks(serving, index)}
-            still = serving.device.queue_status()[index].used_idx == status.used_idx
+            now = serving.device.queue_status()[index]
+            still = (now.used_idx, now.used_wrap, now.requests) == (status.used_idx, status.used_wrap, status.requests)
             settled = None if still else {task.head for task in tasks if (task.head, task.tag) in later}
+            if still and not snapshot.moved:
+                break
         units = self._unit_names(serving)
 
         def told() -> dict[str, Any]:

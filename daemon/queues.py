@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 from vhost_scsi.scsi.commands import parse
 from vhost_scsi.scsi.decode import decode
 from vhost_scsi.virtqueue.chains import Chain, HeadState, Violation
-from vhost_scsi.virtqueue.layout import AvailFlag, UsedFlag
+from vhost_scsi.virtqueue.ring_rules import RingRule
 
 if TYPE_CHECKING:
     from vhost_scsi.dataplane import Core, TaskSnapshot
     from vhost_scsi.target import Port
     from vhost_scsi.vhost_user.device import QueueStatus
-    from vhost_scsi.virtqueue.walker import RingSnapshot
+    from vhost_scsi.virtqueue.rings import Snapshot
 
 MAX_CHAINS: Final = 256
 """chains told in full; the strip shows them all"""
+OFFERED_TWICE: Final = (RingRule.HEAD_AVAILABLE_TWICE, RingRule.BUFFER_ID_TWICE)
 FREE, MEMBER = ".", "-"
 MARKS: Final = {
     HeadState.POSTED: "P",
@@ -80,46 +81,36 @@ def task_row(task: TaskSnapshot, units: dict[tuple[int, int], tuple[str, int]]) 
     return row
 
 
-def ring_view(snapshot: RingSnapshot, status: QueueStatus, settled: set[int] | None = None) -> dict[str, Any]:
+def ring_view(snapshot: Snapshot, status: QueueStatus, settled: set[int] | None = None) -> dict[str, Any]:
     """What the walker saw in the guest's memory, with the device's own position beside it.
 
     `settled`: the heads that were the device's all the time while the ring was read, None if all were. Of the others
     no rule can be said to be broken.
     """
     return {
+        "layout": status.layout,
         "size": snapshot.addresses.size,
         "desc_address": snapshot.addresses.desc,
         "avail_address": snapshot.addresses.avail,
         "used_address": snapshot.addresses.used,
-        "avail_idx": snapshot.avail_idx,
         "last_avail": status.last_avail,
-        "used_idx": snapshot.used_idx,
-        "avail_flags": _names(AvailFlag, snapshot.avail_flags),
-        "used_flags": _names(UsedFlag, snapshot.used_flags),
-        "used_event": snapshot.used_event,
-        "avail_event": snapshot.avail_event,
-        "outstanding": snapshot.outstanding,
-        "hidden": snapshot.hidden,
+        **snapshot.facts(),
         "moved": snapshot.moved,
         "truncated": snapshot.truncated,
         "strip": strip(snapshot),
         "legend": LEGEND,
         "chains": [_chain(chain, settled) for chain in snapshot.chains[:MAX_CHAINS]],
-        "violations": [_violation(violation) for violation in snapshot.violations],
+        "violations": [_violation(each) for each in snapshot.violations if _holds(each, settled)],
     }
 
 
-def strip(snapshot: RingSnapshot) -> str:
-    """The descriptor table, one character a descriptor."""
-    marks = [FREE] * snapshot.addresses.size
-    for chain in snapshot.chains:
-        for descriptor in chain.descriptors:
-            if not descriptor.indirect and descriptor.index < len(marks):
-                marks[descriptor.index] = MEMBER
-    for head, state in snapshot.heads.items():
-        if head < len(marks):
-            marks[head] = MARKS[state]
-    return "".join(marks)
+def strip(snapshot: Snapshot) -> str:
+    """The descriptors of the ring, one character each."""
+    members = snapshot.members()
+    return "".join(
+        MARKS[state] if state is not None else MEMBER if index in members else FREE
+        for index, state in enumerate(snapshot.cells())
+    )
 
 
 def _chain(chain: Chain, settled: set[int] | None) -> dict[str, Any]:
@@ -135,6 +126,11 @@ def _chain(chain: Chain, settled: set[int] | None) -> dict[str, Any]:
     }
 
 
+def _holds(violation: Violation, settled: set[int] | None) -> bool:
+    """Whether a rule of the ring is broken indeed. What came back meanwhile may be offered anew."""
+    return settled is None or violation.rule not in OFFERED_TWICE or violation.value in settled
+
+
 def _violation(violation: Violation) -> dict[str, Any]:
     return {
         "rule": violation.rule.name,
@@ -143,12 +139,3 @@ def _violation(violation: Violation) -> dict[str, Any]:
         "value": violation.value,
         "forbidden": violation.rule.forbidden,
     }
-
-
-def _names(flags: Any, value: int | None) -> list[str] | None:
-    """The names of the bits that are set; those without a name as a number."""
-    if value is None:
-        return None
-    names = [flag.name for flag in flags if flag & value]
-    unknown = value & ~sum(int(flag) for flag in flags)
-    return [*names, *([hex(unknown)] if unknown else [])]

@@ -250,7 +250,7 @@ class Service:
             port = self.target.add_port(name, initiator=wanted.initiator, group=wanted.port_group)
             workers = tuple(wanted.workers) if wanted.workers else tuple(range(self.config.workers))
             queues = NO_REQUEST_QUEUES + wanted.num_queues
-            device = VirtioScsiDevice(self.core, port, num_queues=queues, workers=workers)
+            device = VirtioScsiDevice(self.core, port, num_queues=queues, workers=workers, in_order=wanted.in_order)
             self._exits.push_async_callback(device.close)
             here = [place for place in places if place.port == name]
             await port.map_all((place.target, place.lun, self.target.units[place.lu]) for place in here)

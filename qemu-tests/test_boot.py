@@ -57,10 +57,14 @@ def check_checksums(guest: Guest, place: tuple[int, int]) -> None:
 
 
 @pytest.mark.full_boot
-def test_debian_boots_through_seabios_works_reboots_and_shuts_down(bed: Bed, demo_image: Path) -> None:
+@pytest.mark.parametrize("packed", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_debian_boots_through_seabios_works_reboots_and_shuts_down(bed: Bed, demo_image: Path, packed: str) -> None:
+    """Packed, the firmware has a split ring and Linux packed ones, in one connection."""
     backend = serve(bed, demo_image, "0:1=memory:128M", "0:2=faulty(op=write,fault=torn,skip=100,count=1):memory:128M")
-    guest = start(bed, backend, Firmware.BIOS)
+    guest = start(bed, backend, Firmware.BIOS, packed=packed)
     check_boot(guest, backend, Firmware.BIOS)
+    layout = "packed" if packed == "on" else "split"
+    assert {queue["layout"] for queue in backend.queues()} == {layout}
     check_checksums(guest, (0, 1))
     # The negative twin of the line above. Broken: one write of hundreds loses half of its data.
     with pytest.raises(AssertionError, match="verify"):

@@ -46,10 +46,22 @@ def check_after_reboot(guest: Guest, written: str, patience: float = 30.0) -> No
     check_disk(guest, written, patience)
 
 
-def test_a_guest_reboots_inside_one_qemu(bed: Bed) -> None:
+LAYOUTS = ["off", pytest.param("on", marks=pytest.mark.slow)]
+
+
+def check_layout(backend: Backend, packed: str) -> None:
+    """What QEMU was told is what the guest's driver made of it."""
+    wanted = {"packed" if packed == "on" else "split"}
+    assert {queue["layout"] for queue in backend.queues()} == wanted
+
+
+@pytest.mark.parametrize("packed", LAYOUTS)
+def test_a_guest_reboots_inside_one_qemu(bed: Bed, packed: str) -> None:
     """By its own command, and by the reset button while it writes; the disk works on, and so does its driver."""
     backend = bed.serve(f"0:0={bed.disk('disk', 64 * MIB)}", queues=2)
-    guest = bed.tiny(*bed.attach(backend, queues=2), cpus=2, no_reboot=False)
+    device = bed.attach(backend, queues=2, properties={"packed": packed})
+    guest = bed.tiny(*device, cpus=2, no_reboot=False)
+    check_layout(backend, packed)
     pid, descriptors = guest.pid, backend.call("status")["descriptors"]
     written = make_data(guest, 4)
     write(guest, disks(guest)[PLACE])
@@ -58,6 +70,7 @@ def test_a_guest_reboots_inside_one_qemu(bed: Bed) -> None:
     keep_busy(guest, backend)
     guest.reset()
     check_after_reboot(guest, written)
+    check_layout(backend, packed)
     again = make_data(guest, 4)
     write(guest, disks(guest)[PLACE])
     check_disk(guest, again)
@@ -93,9 +106,11 @@ def check_rebind(guest: Guest, backend: Backend, written: str, *, bind: bool = T
     assert all(queue["started"] and not queue["broken"] for queue in backend.queues())
 
 
-def test_the_driver_is_unbound_and_bound_in_the_guest(bed: Bed) -> None:
+@pytest.mark.parametrize("packed", LAYOUTS)
+def test_the_driver_is_unbound_and_bound_in_the_guest(bed: Bed, packed: str) -> None:
     backend = bed.serve(f"0:0={bed.disk('disk', 64 * MIB)}")
-    guest = bed.tiny(*bed.attach(backend))
+    guest = bed.tiny(*bed.attach(backend, properties={"packed": packed}))
+    check_layout(backend, packed)
     written = make_data(guest, 4)
     write(guest, disks(guest)[PLACE])
     for _ in range(3):
@@ -103,6 +118,9 @@ def test_the_driver_is_unbound_and_bound_in_the_guest(bed: Bed) -> None:
     # The negative twin. Broken: the driver is not bound again.
     with pytest.raises(AssertionError, match="the disk is gone"):
         check_rebind(guest, backend, written, bind=False)
+    # And of the layout. Broken: it is judged by the other one.
+    with pytest.raises(AssertionError):
+        check_layout(backend, "off" if packed == "on" else "on")
 
 
 # -- QEMU again and again ---------------------------------------------------------------------------------------------

@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fuzz.vhost_user import EDGES, RING_SIZE, Descriptor, Flag, Kind, Step, ring_pages
+from tests.fuzz.vhost_user import (
+    EDGES,
+    PAGE,
+    RING_SIZE,
+    TABLE_PAGE,
+    Descriptor,
+    Flag,
+    Kind,
+    Step,
+    descriptor,
+    packed_ring_page,
+    ring_pages,
+)
 from vhost_scsi.vhost_user.messages import Request
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "vhost_user"
@@ -57,6 +69,41 @@ def ring(index: int, *, size: int = 2 * RING_SIZE, kick: bool = True, enable: bo
     return steps
 
 
+PACKED, PACKED_IN_ORDER, IN_ORDER = 0x5_7000_0000, 0xD_7000_0000, 0x9_7000_0000
+FLAGS_ONLY = 0x5_5000_0000  # without EVENT_IDX
+AVAIL, USED = 1 << 7, 1 << 15
+
+
+def negotiate(features: int) -> list[Step]:
+    return [*NEGOTIATE[:-1], message(Request.SET_FEATURES, edge(features))]
+
+
+def packed_ring(index: int, *, size: int = 13, base: int = 0x8000_8000, avail_token: int | None = None) -> list[Step]:
+    """The packed ring of that number, of any size. `avail_token`: the driver's event structure, elsewhere."""
+    desc, avail, used = (page(packed_ring_page(index) + part) for part in range(3))
+    return [
+        message(Request.SET_VRING_NUM, index, size),
+        message(Request.SET_VRING_BASE, index, edge(base)),
+        message(Request.SET_VRING_ADDR, index, 0, desc, used, avail_token or avail, 0),
+        message(Request.SET_VRING_CALL, index, fd=Descriptor.EVENT, fds=1),
+        message(Request.SET_VRING_KICK, index, fd=Descriptor.EVENT, fds=1),
+        message(Request.SET_VRING_ENABLE, index, 1),
+    ]
+
+
+def write(at_page: int, sixteenth: int, content: bytes) -> Step:
+    """Sixteen bytes are a descriptor."""
+    return Step(Kind.WRITE, tokens=bytes([at_page, sixteenth]) + content)
+
+
+def offered(queue: int, place: int, *descriptors: tuple[int, int, int, int]) -> list[Step]:
+    """Descriptors of a packed ring, the last first, and a kick."""
+    steps = [
+        write(packed_ring_page(queue), place + number, descriptor(*each)) for number, each in enumerate(descriptors)
+    ]
+    return [*reversed(steps), Step(Kind.KICK), PAUSE]
+
+
 def stop(index: int) -> Step:
     return message(Request.GET_VRING_BASE, index, 0)
 
@@ -97,6 +144,68 @@ STORIES: dict[str, Sequence[Step]] = {
     ],
     "chain-too-long": [*NEGOTIATE, MEMORY, *ring(2, size=RING_SIZE), PAUSE],
     "data-as-a-ring": [*NEGOTIATE, MEMORY, *ring(0), message(Request.SET_VRING_BASE, 0, 1), PAUSE],
+    "packed": [*negotiate(PACKED), MEMORY, *packed_ring(2), PAUSE, PAUSE, stop(2)],
+    "packed-in-order": [*negotiate(PACKED_IN_ORDER), MEMORY, *packed_ring(2), *packed_ring(3), PAUSE, PAUSE, stop(2)],
+    "split-in-order": [*negotiate(IN_ORDER), MEMORY, *ring(2), PAUSE, stop(2)],
+    "packed-without-event-index": [*negotiate(FLAGS_ONLY), MEMORY, *packed_ring(2), PAUSE, stop(2)],
+    "packed-control-and-event": [*negotiate(PACKED), MEMORY, *packed_ring(0), *packed_ring(1), PAUSE, PAUSE],
+    "packed-stop-and-go-on": [*negotiate(PACKED), MEMORY, *packed_ring(2), PAUSE, stop(2), *packed_ring(2)[2:], PAUSE],
+    "packed-from-the-middle": [*negotiate(PACKED), MEMORY, *packed_ring(2, base=0x8003_8003), PAUSE, stop(2)],
+    "packed-base-held": [*negotiate(PACKED), MEMORY, *packed_ring(2, base=0x8000_8002), PAUSE, stop(2)],
+    "packed-base-of-another-lap": [*negotiate(PACKED), MEMORY, *packed_ring(2, base=0x8003), PAUSE, stop(2)],
+    "packed-base-beyond": [*negotiate(PACKED), MEMORY, *packed_ring(2, size=2, base=0x8003_8003), PAUSE],
+    "packed-list-longer-than-the-ring": [*negotiate(PACKED), MEMORY, *packed_ring(2, size=2), PAUSE, stop(2)],
+    "packed-then-split": [
+        *negotiate(PACKED),
+        MEMORY,
+        *packed_ring(2),
+        PAUSE,
+        stop(2),
+        message(Request.SET_FEATURES, edge(MODERN)),
+        *packed_ring(2),
+        *ring(2),
+        PAUSE,
+        stop(2),
+    ],
+    "packed-events-are-the-ring": [
+        *negotiate(PACKED),
+        MEMORY,
+        *packed_ring(2, avail_token=page(packed_ring_page(2))),
+        PAUSE,
+    ],
+    "packed-id-in-flight": [
+        *negotiate(PACKED_IN_ORDER),
+        MEMORY,
+        *packed_ring(2),
+        *offered(2, 10, (TABLE_PAGE * PAGE, 32, 3, 4 | AVAIL), (TABLE_PAGE * PAGE, 32, 3, 4 | AVAIL)),
+    ],
+    "packed-table-in-a-list": [
+        *negotiate(PACKED),
+        MEMORY,
+        *packed_ring(2),
+        *offered(2, 10, (32 * PAGE, 51, 5, 1 | AVAIL), (TABLE_PAGE * PAGE, 32, 5, 4 | AVAIL)),
+    ],
+    "packed-flags-disagree": [
+        *negotiate(PACKED),
+        MEMORY,
+        *packed_ring(2),
+        *offered(2, 10, (32 * PAGE, 51, 5, 1 | AVAIL), (42 * PAGE, 204, 5, 2 | AVAIL | USED)),
+    ],
+    "packed-table-that-nests": [
+        *negotiate(PACKED),
+        MEMORY,
+        *packed_ring(2),
+        write(TABLE_PAGE, 0, descriptor(TABLE_PAGE * PAGE, 32, 0, 4)),
+        *offered(2, 10, (TABLE_PAGE * PAGE, 32, 5, 4 | AVAIL)),
+    ],
+    "packed-next-lap": [
+        *negotiate(PACKED),
+        MEMORY,
+        *packed_ring(2, size=10),
+        PAUSE,
+        PAUSE,
+        *offered(2, 0, (32 * PAGE, 51, 9, 1 | USED), (42 * PAGE, 204, 9, 2 | USED)),
+    ],
     "reset": [*NEGOTIATE, MEMORY, *ring(2), message(Request.RESET_DEVICE), *ring(2), message(Request.SET_STATUS, 0)],
     "status": [*NEGOTIATE, message(Request.SET_STATUS, 15), message(Request.GET_STATUS, flags=0)],
     "back-end-channel": [*NEGOTIATE, message(Request.SET_BACKEND_REQ_FD, fd=Descriptor.SOCKET, fds=1)] * 2,

@@ -35,7 +35,11 @@ def test_the_corpus_holds_the_stories_as_they_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("story", "least"), [("requests", 3), ("all-queues", 6), ("rings-before-memory", 3), ("polled", 1)]
+    ("story", "least"),
+    [
+        *[("requests", 3), ("all-queues", 6), ("rings-before-memory", 3), ("polled", 1), ("split-in-order", 3)],
+        *[("packed", 4), ("packed-in-order", 8), ("packed-from-the-middle", 3), ("packed-next-lap", 5)],
+    ],
 )
 def test_requests_are_taken_from_the_rings(rig: Rig, story: str, least: int) -> None:
     """If they were not, the inputs would prove little about what stands behind the protocol."""

@@ -35,6 +35,7 @@ PAGE = 4096
 GUEST_PAGES = 256
 QUEUES = 4
 RING_SIZE = 8
+TABLE_PAGE = 80
 EDGES = [
     *(
         0xFF,
@@ -53,6 +54,8 @@ EDGES = [
     ),
     *(1 << 32, 1 << 47, 1 << 63, (1 << 64) - PAGE, (1 << 64) - 1, (1 << 30) | 1, 0x7F00_0000_0000, 1 << 28, 1 << 29),
     *(0x1_7000_0000, 0x1_3000_0000, 0x1_0000_0000 | 1 << 30, 0x1_8029, 0x1_A029, 1 << 62, 1 << 40),
+    # RING_PACKED, and IN_ORDER with both layouts; places of packed rings with their wrap counters, for VRING_BASE.
+    *(0x5_7000_0000, 0xD_7000_0000, 0x9_7000_0000, 0x8000_8000, 0x8003_8003, 0x8000_8002, 0x8003, 0x5_5000_0000),
 ]
 
 
@@ -63,6 +66,8 @@ class Kind(IntEnum):
     TRUNCATE = 0x81
     PAUSE = 0x82
     RAW = 0x83
+    WRITE = 0x84
+    """into guest memory, while rings run: a page, the sixteenth of it, and bytes"""
 
 
 class Flag(IntEnum):
@@ -106,7 +111,7 @@ def decode(data: bytes) -> list[Step]:
     while len(data) >= 4 and len(steps) < MAX_STEPS:
         kind, flags, fds, length = data[:4]
         if kind >= 0x80:
-            kind = 0x80 | kind & 3
+            kind = 0x80 | kind & 7
         steps.append(Step(kind, flags & 31, fds & 7, fds >> 4, data[4 : 4 + length]))
         data = data[4 + length :]
     return steps
@@ -151,8 +156,33 @@ def ring_pages(queue: int) -> tuple[int, int, int]:
     return 1 + 4 * queue, 2 + 4 * queue, 3 + 4 * queue
 
 
+def packed_ring_page(queue: int) -> int:
+    """Where `guest_memory` has the descriptors of a packed ring; the two pages behind are for event structures."""
+    return 64 + 3 * queue
+
+
+def descriptor(address: int, length: int, id_: int, flags: int) -> bytes:
+    """Of a packed ring (virtio 1.3, 2.8.13)."""
+    return struct.pack("<QIHH", address, length, id_, flags)
+
+
+def packed_descriptors(header_page: int, data_page: int, cdbs: Sequence[bytes]) -> bytes:
+    """A list of three descriptors for each, then one table for all of them; available in the first lap (2.8.1)."""
+    available, found = 1 << 7, b""
+    for index, cdb in enumerate(cdbs):
+        out = cdb[0] == 0x2A
+        parts = [
+            (header_page * PAGE + 64 * index, 51, 0),
+            (data_page * PAGE, 8 * 512 if out else 8, 0 if out else 2),
+            ((data_page + 2) * PAGE, 108 + (0 if out else 4096), 2),
+        ]
+        for number_, (address, length, flags) in enumerate(parts):
+            found += descriptor(address, length, index, flags | available | (number_ < 2))
+    return found + descriptor(TABLE_PAGE * PAGE, 32, len(cdbs), 4 | available)
+
+
 def guest_memory(fd: int) -> None:
-    """Rings with requests that wait to be taken, so that a ring that starts at the right place has work at once."""
+    """Rings of both layouts with requests that wait: a ring that starts at the right place has work at once."""
     os.ftruncate(fd, GUEST_PAGES * PAGE)
     cdbs = [bytes([0x12, 0, 0, 0, 96]), bytes([0x28, 0, 0, 0, 0, 0, 0, 0, 8]), bytes([0x2A, 0, 0, 0, 0, 8, 0, 0, 8])]
     header_page, data_page = 32, 40
@@ -170,6 +200,9 @@ def guest_memory(fd: int) -> None:
         desc, avail, _ = ring_pages(queue)
         os.pwrite(fd, descriptors, desc * PAGE)
         os.pwrite(fd, struct.pack("<HH3H", 0, len(cdbs), 0, 3, 6), avail * PAGE)
+        os.pwrite(fd, packed_descriptors(header_page, data_page, cdbs), packed_ring_page(queue) * PAGE)
+    table = descriptor(header_page * PAGE, 51, 0, 0) + descriptor((data_page + 4) * PAGE, 108 + 96, 0, 2)
+    os.pwrite(fd, table, TABLE_PAGE * PAGE)
 
 
 def open_fds() -> int:
@@ -193,7 +226,7 @@ class Rig:
         self.target = Target(self.core)
         unit = await self.target.add_lu(LuSpec("disk", UUID(int=1)), open_store("memory:1M", self.core))
         port = self.target.add_port("fuzz")
-        self.device = VirtioScsiDevice(self.core, port, num_queues=QUEUES, credit=2)
+        self.device = VirtioScsiDevice(self.core, port, num_queues=QUEUES, credit=2, in_order=True)
         await port.map(0, 0, unit)
 
     def close(self) -> None:
@@ -263,6 +296,8 @@ async def _feed(ours: socket.socket, steps: Sequence[Step], fds: Sequence[int]) 
             os.ftruncate(fds[Descriptor.MEMORY], number(step.tokens[0]) % (GUEST_PAGES * PAGE) if step.tokens else 0)
         elif step.kind == Kind.PAUSE:
             await asyncio.sleep(0.002)
+        elif step.kind == Kind.WRITE:
+            _write(fds[Descriptor.MEMORY], step.tokens)
         elif not await _send(ours, step, fds):
             break
         await asyncio.sleep(0)
@@ -274,6 +309,12 @@ async def _feed(ours: socket.socket, steps: Sequence[Step], fds: Sequence[int]) 
         while data := await loop.sock_recv(ours, 1 << 16):
             replies += data
     return replies
+
+
+def _write(memory: int, tokens: bytes) -> None:
+    """A page that was truncated away comes back by it, which hurts nobody."""
+    if len(tokens) > 2:
+        os.pwrite(memory, tokens[2:], tokens[0] * PAGE + 16 * tokens[1])
 
 
 async def _send(ours: socket.socket, step: Step, fds: Sequence[int]) -> bool:

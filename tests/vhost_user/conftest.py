@@ -22,7 +22,12 @@ from vhost_scsi.vhost_user.server import Server
 
 T = TypeVar("T")
 OFFERED_FEATURES = int(
-    Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.SCSI_HOTPLUG | Feature.ANY_LAYOUT
+    Feature.VERSION_1
+    | Feature.EVENT_IDX
+    | Feature.INDIRECT_DESC
+    | Feature.SCSI_HOTPLUG
+    | Feature.ANY_LAYOUT
+    | Feature.RING_PACKED
 )
 
 
@@ -229,6 +234,13 @@ def frontend(backend: Backend) -> Iterator[Frontend]:
 def negotiated(frontend: Frontend) -> Frontend:
     """All that is offered is negotiated, so every message is acknowledged."""
     frontend.negotiate()
+    return frontend
+
+
+@pytest.fixture
+def packed(frontend: Frontend) -> Frontend:
+    """As `negotiated`, with packed rings."""
+    frontend.negotiate(OFFERED_FEATURES)
     return frontend
 
 

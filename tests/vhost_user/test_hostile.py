@@ -70,7 +70,6 @@ def refused_table(rule: Rule, frontend: Frontend, *regions: MemoryRegion) -> Non
 @pytest.mark.parametrize(
     "bit",
     [
-        Feature.RING_PACKED,
         Feature.SCSI_T10_PI,
         Feature.ACCESS_PLATFORM,
         Feature.VHOST_LOG_ALL,
@@ -87,9 +86,15 @@ def test_features_that_cannot_be_served_are_refused(backend: Any, negotiated: Fr
 
 
 def test_refused_features_are_named_in_the_log(frontend: Frontend, control_log: Any) -> None:
-    frontend.set_features(int(Feature.RING_PACKED | Feature.SCSI_T10_PI) | 1 << 57)
+    frontend.set_features(int(Feature.IN_ORDER | Feature.SCSI_T10_PI) | 1 << 57)
     closed(frontend)
-    assert "SCSI_T10_PI, RING_PACKED, BIT_57" in control_log.text
+    assert "SCSI_T10_PI, IN_ORDER, BIT_57" in control_log.text
+
+
+def test_packed_rings_of_a_legacy_driver_are_refused(negotiated: Frontend, control_log: Any) -> None:
+    legacy = int(Feature.RING_PACKED | Feature.EVENT_IDX)
+    refused(Rule.FEATURES_REFUSED, negotiated, Request.SET_FEATURES, U64.build(legacy))
+    assert "FEATURES_REFUSED: SET_FEATURES: RING_PACKED" in control_log.text
 
 
 def test_features_the_device_refuses_are_refused(backend: Any, negotiated: Frontend) -> None:
@@ -480,6 +485,52 @@ def test_what_the_device_knows_of_a_ring_is_refused_by_its_rule(backend: Any, ne
 def test_a_base_with_wrap_counters_is_refused_for_a_split_ring(negotiated: Frontend) -> None:
     state = VRING_STATE.build(VringState(0, 0x8000_8000))
     refused(Rule.RING_BASE, negotiated, Request.SET_VRING_BASE, state)
+
+
+@pytest.mark.parametrize("num", [0, 32769, 0xFFFF_FFFF])
+def test_a_packed_ring_size_that_cannot_be_is_refused(packed: Frontend, num: int) -> None:
+    refused(Rule.RING_SIZE, packed, Request.SET_VRING_NUM, VRING_STATE.build(VringState(0, num)))
+
+
+@pytest.mark.parametrize("num", [1, 3, 100, 32767, 32768])
+def test_a_packed_ring_need_not_be_a_power_of_two(backend: Any, packed: Frontend, num: int) -> None:
+    packed.tell(Request.SET_VRING_NUM, VRING_STATE.build(VringState(0, num)))
+    assert backend.device.last("set_vring_num") == ("set_vring_num", 0, num)
+
+
+@pytest.mark.parametrize("base", [0x8000_8064, 0x8064_8000, 0x7FFF_0000, 0xFFFF_FFFF])
+def test_a_base_beyond_a_packed_ring_is_refused(packed: Frontend, base: int) -> None:
+    packed.tell(Request.SET_VRING_NUM, VRING_STATE.build(VringState(0, 100)))
+    refused(Rule.RING_BASE, packed, Request.SET_VRING_BASE, VRING_STATE.build(VringState(0, base)))
+
+
+@pytest.mark.parametrize("base", [0x8000_8000, 0x0063_8063, 0])
+def test_a_base_of_a_packed_ring_reaches_the_device_whole(backend: Any, packed: Frontend, base: int) -> None:
+    packed.tell(Request.SET_VRING_NUM, VRING_STATE.build(VringState(0, 100)))
+    packed.tell(Request.SET_VRING_BASE, VRING_STATE.build(VringState(0, base)))
+    assert backend.device.last("set_vring_base") == ("set_vring_base", 0, base)
+    assert packed.stop_vring(0) == base
+
+
+@pytest.mark.parametrize(
+    "addr",
+    [
+        VringAddr(0, USER + 8, USER + 0x3000, USER + 0x2000),
+        VringAddr(0, USER, USER + 0x3002, USER + 0x2000),
+        VringAddr(0, USER, USER + 0x3000, USER + 0x2002),
+    ],
+)
+def test_an_unaligned_part_of_a_packed_ring_is_refused(packed: Frontend, addr: VringAddr) -> None:
+    """2.8.10.1: the driver's event structure is aligned to four, where an available ring is to two."""
+    refused(Rule.RING_UNALIGNED, packed, Request.SET_VRING_ADDR, VRING_ADDR.build(IndexedVringAddr(0, addr)))
+
+
+def test_a_packed_ring_needs_four_bytes_for_each_event_structure(packed: Frontend, memory: SharedMemory) -> None:
+    packed.set_mem_table([memory.region])
+    addr = VringAddr(0, USER, END - 4, END - 8)
+    packed.setup_vring(0, 100, addr)
+    outside = VringAddr(0, USER, END, END - 8)
+    refused(Rule.RING_NOT_MAPPED, packed, Request.SET_VRING_ADDR, VRING_ADDR.build(IndexedVringAddr(0, outside)))
 
 
 def test_enabling_with_another_number_is_refused(negotiated: Frontend) -> None:

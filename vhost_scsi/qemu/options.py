@@ -17,7 +17,7 @@ from vhost_scsi.qemu.binary import DEVICE, Qemu
 from vhost_scsi.qemu.errors import QemuError
 
 MAX_VIRTQUEUE_SIZE = 1024  # QEMU's own limit (VIRTQUEUE_MAX_SIZE), not that of the rings
-MAX_QUEUES = 1022  # request queues: VIRTIO_QUEUE_MAX less control and event queue
+MAX_QUEUES = 254  # request queues: vhost-user has 8 bits for a ring, and two are control and event queue
 
 # Where distributions keep OVMF without secure boot: (code, variables).
 OVMF_PAIRS = (

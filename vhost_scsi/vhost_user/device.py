@@ -26,7 +26,8 @@ from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
 from vhost_scsi.vhost_user.rules import ProtocolError, Rule
 from vhost_scsi.virtqueue.layout import RingAddresses
 from vhost_scsi.virtqueue.memory import FileMemory, FileRegion
-from vhost_scsi.virtqueue.walker import Positions, RingSnapshot, walk
+from vhost_scsi.virtqueue.packed_layout import Place
+from vhost_scsi.virtqueue.rings import DeviceStands, Ring, Snapshot, look
 
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
@@ -39,13 +40,16 @@ DEFAULT_CREDIT: Final = 128
 CONTROL, EVENT, FIRST_REQUEST = 0, 1, 2
 OFFERED: Final = (
     # Not SCSI_HOTPLUG, SCSI_CHANGE: nothing sends an event yet.
-    Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1 | Feature.ANY_LAYOUT
+    Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1 | Feature.ANY_LAYOUT | Feature.RING_PACKED
 )
+PACKED_START: Final = 0x8000_8000
+"""where a packed ring begins that nobody has used: both places 0, both wrap counters 1 (virtio 1.3, 2.8.1)"""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One queue as it stands. Indices are the device's own: modulo 65536."""
+    """One queue as it stands. Indices are the device's own: modulo 65536; of a packed ring descriptors, with the wrap
+    counter of the lap that each is in (None for a split ring)."""
 
     index: int
     name: str
@@ -60,6 +64,8 @@ class QueueStatus:
     worker: int
     last_avail: int
     used_idx: int
+    avail_wrap: bool | None
+    used_wrap: bool | None
     in_flight: int
     requests: int
     kicks: int
@@ -118,12 +124,13 @@ class VirtioScsiDevice:
         cdb_size: int = 32,
         sense_size: int = 96,
         credit: int = DEFAULT_CREDIT,
+        in_order: bool = False,
     ) -> None:
         self._core = core
         self.port: Final = port
         self.num_queues: Final = num_queues
         self.max_mem_slots: Final = MAX_MEM_SLOTS
-        self.features: Final = int(OFFERED)
+        self.features: Final = int(OFFERED | Feature.IN_ORDER if in_order else OFFERED)
         self.status = 0
         self.connected = False
         self._workers = tuple(workers)
@@ -186,7 +193,17 @@ class VirtioScsiDevice:
             ring |= lib.VS_RING_INDIRECT
         if self._acked & Feature.VERSION_1:
             ring |= lib.VS_RING_VERSION_1
+        if self._acked & Feature.RING_PACKED:
+            ring |= lib.VS_RING_PACKED
+        if self._acked & Feature.IN_ORDER:
+            ring |= lib.VS_RING_IN_ORDER
         return ring
+
+    def _base_of(self, ring: _Ring) -> int:
+        """Where the ring goes on, or begins while nobody has said anything."""
+        if ring.based or not self._acked & Feature.RING_PACKED:
+            return ring.base
+        return PACKED_START
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 
@@ -289,11 +306,14 @@ class VirtioScsiDevice:
             ring.base, ring.based = base, True
         self._start_soon(index)
 
-    def _begun(self, index: int) -> bool:
-        """Since its last start the ring was kicked, or something was taken from it."""
+    def _info(self, index: int) -> Any:
         info: Any = ffi.new("struct vs_queue_info *")
         lib.vs_queue_info(self.handle, index, info)
-        return bool(info.begun)
+        return info
+
+    def _begun(self, index: int) -> bool:
+        """Since its last start the ring was kicked, or something was taken from it."""
+        return bool(self._info(index).begun)
 
     def set_vring_kick(self, index: int, fd: int | None) -> None:
         ring = self._rings[index]
@@ -347,7 +367,7 @@ class VirtioScsiDevice:
         ring.kick = None
         if ring.running:
             await self._stop(index)
-        ring.based = True
+        ring.base, ring.based = self._base_of(ring), True
         return ring.base
 
     async def reset_device(self) -> None:
@@ -395,9 +415,13 @@ class VirtioScsiDevice:
         addresses = self._guest_addresses(ring)
         if addresses is None:
             return
+        if ring.num & (ring.num - 1) and not self._acked & Feature.RING_PACKED:
+            # It was for a packed ring when it came: features changed after that.
+            self._say(index, "cannot start", "RING_SIZE")
+            return
         params = ffi.new("struct vs_queue_params *")
         params.desc, params.avail, params.used = ring.addr.desc, ring.addr.avail, ring.addr.used
-        params.size, params.base = ring.num, ring.base
+        params.size, params.base = ring.num, self._base_of(ring)
         params.features = self._ring_features()
         params.worker = self._worker_of(index)
         params.kick_fd = _duplicate(ring.kick)
@@ -413,7 +437,7 @@ class VirtioScsiDevice:
         )
         if reply.err:
             ring.running = False
-            self._say(index, "cannot start", -reply.err)
+            self._say(index, "cannot start", rule_name(-reply.err))
             return
         ring.addresses = addresses
         if ring.enabled != enabled:
@@ -483,10 +507,9 @@ class VirtioScsiDevice:
                 f"port {self.port.name}: {queue_name(up.aux)} rests: it is in no memory region now",
             )
             return
-        self._say(up.aux, "stopped", -up.err)
+        self._say(up.aux, "stopped", rule_name(-up.err))
 
-    def _say(self, index: int, what: str, rule: int) -> None:
-        name = rule_name(rule)
+    def _say(self, index: int, what: str, name: str) -> None:
         self._log.say(
             logging.WARNING, name, f"port {self.port.name}: {queue_name(index)} {what}: the driver broke {name}"
         )
@@ -511,8 +534,9 @@ class VirtioScsiDevice:
         return [self._one_status(index) for index in range(self.num_queues)]
 
     def _one_status(self, index: int) -> QueueStatus:
-        info: Any = ffi.new("struct vs_queue_info *")
-        lib.vs_queue_info(self.handle, index, info)
+        info = self._info(index)
+        packed = bool((info.features if info.started else self._ring_features()) & lib.VS_RING_PACKED)
+        avail, used = (Place.of_word(word) if packed else None for word in (info.last_avail, info.used_idx))
         return QueueStatus(
             index=index,
             name=queue_name(index),
@@ -522,11 +546,13 @@ class VirtioScsiDevice:
             stalled=bool(info.stalled),
             error=rule_name(-info.error) if info.error else None,
             size=info.size,
-            layout="split",
+            layout="packed" if packed else "split",
             features=feature_names(self._acked),
             worker=info.worker,
-            last_avail=info.last_avail,
-            used_idx=info.used_idx,
+            last_avail=avail.index if avail else info.last_avail,
+            used_idx=used.index if used else info.used_idx,
+            avail_wrap=avail.wrap if avail else None,
+            used_wrap=used.wrap if used else None,
             in_flight=info.in_flight,
             requests=info.requests,
             kicks=info.kicks,
@@ -537,14 +563,19 @@ class VirtioScsiDevice:
             errors=info.errors,
         )
 
-    async def walk(self, index: int, in_flight: Sequence[int] = ()) -> RingSnapshot | None:
+    async def walk(self, index: int, in_flight: Sequence[int] = ()) -> Snapshot | None:
         """Reads the ring from the guest's memory by itself; None while it does not run."""
         ring = self._rings[index]
         addresses = ring.addresses
         if not ring.running or addresses is None:
             return None
-        event_idx, indirect = bool(self._acked & Feature.EVENT_IDX), bool(self._acked & Feature.INDIRECT_DESC)
-        positions = Positions(self._one_status(index).last_avail, list(in_flight))
+        info = self._info(index)
+        # As the ring was started: features may have been set anew since.
+        packed, event_idx, indirect = (
+            bool(info.features & flag) for flag in (lib.VS_RING_PACKED, lib.VS_RING_EVENT_IDX, lib.VS_RING_INDIRECT)
+        )
+        described = Ring(addresses, packed, event_idx, indirect)
+        stands = DeviceStands(info.last_avail, info.used_idx, list(in_flight))
         # Descriptors of its own: the map may go, and the numbers of its descriptors be somebody else's, before the walk
         # of a large ring has ended in its thread.
         regions: list[FileRegion] = []
@@ -553,9 +584,9 @@ class VirtioScsiDevice:
             for region in regions:
                 os.close(region.fd)
 
-        def work() -> RingSnapshot:
+        def work() -> Snapshot:
             try:
-                return walk(FileMemory(regions), addresses, event_idx=event_idx, indirect=indirect, positions=positions)
+                return look(FileMemory(regions), described, stands)
             finally:
                 close()
 

@@ -34,6 +34,9 @@ class Feature(IntFlag):
     ADMIN_VQ = 1 << 41
 
 
+# The layout of a ring and the order in which it is used are a driver's choice: not to be taken for being offered.
+LAYOUTS = Feature.RING_PACKED | Feature.IN_ORDER
+
 # QEMU's vhost-user-scsi masks only some bits by the back end's offer and sets the others from its own properties.
 # These ask nothing of us that we do not do anyway: VERSION_1 and ANY_LAYOUT leave the split layout of a little-endian
 # guest as it is, and we never rely on message framing (virtio 1.3, 2.7.4); CHANGE only lets us send an event.
@@ -46,9 +49,13 @@ def feature_names(bits: int) -> list[str]:
 
 
 def unserved(accepted: int, offered: int) -> int:
-    """The bits of a SET_FEATURES that nobody offered and that are not harmless: they must be refused by name."""
+    """The bits of a SET_FEATURES that must be refused by name: nobody offered them and they are not harmless, or they
+    mean nothing without VERSION_1 (virtio 1.3, 6: a legacy driver sees the first 32 bits only)."""
     # As plain numbers: the complement of an IntFlag has only the bits that have a name.
-    return accepted & ~int(offered | HARMLESS_UNOFFERED)
+    refused = accepted & ~int(offered | HARMLESS_UNOFFERED)
+    if not accepted & Feature.VERSION_1:
+        refused |= accepted & int(LAYOUTS)
+    return refused
 
 
 def _bit_name(number: int) -> str:

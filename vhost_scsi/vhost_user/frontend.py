@@ -18,7 +18,7 @@ from types import TracebackType
 
 from vhost_scsi.errors import VhostScsiError
 from vhost_scsi.vhost_user.channel import EndOfStream, Frame, FrameReader
-from vhost_scsi.vhost_user.features import Feature
+from vhost_scsi.vhost_user.features import LAYOUTS, Feature
 from vhost_scsi.vhost_user.messages import (
     EMPTY,
     MEMORY_TABLE,
@@ -209,7 +209,8 @@ class Frontend:
         self.tell(Request.SET_OWNER)
 
     def negotiate(self, features: int | None = None, protocol_features: int | None = None) -> int:
-        """QEMU's order: features, protocol features, owner, SET_FEATURES. None: all that is offered.
+        """QEMU's order: features, protocol features, owner, SET_FEATURES. None: all that is offered, but a split ring
+        that is used in any order.
 
         Returns the features set. VHOST_USER_PROTOCOL_FEATURES is added to `features` where it is offered.
         """
@@ -217,7 +218,9 @@ class Frontend:
         if offered & Feature.VHOST_USER_PROTOCOL_FEATURES:
             self.set_protocol_features(self.get_protocol_features() if protocol_features is None else protocol_features)
         self.set_owner()
-        wanted = offered if features is None else features | (offered & Feature.VHOST_USER_PROTOCOL_FEATURES)
+        wanted = (
+            offered & ~int(LAYOUTS) if features is None else features | (offered & Feature.VHOST_USER_PROTOCOL_FEATURES)
+        )
         self.set_features(wanted)
         return wanted
 

@@ -16,6 +16,8 @@ from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.frontend import Frontend, Vring
 from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
 from vhost_scsi.virtqueue.memory import GuestMemory
+from vhost_scsi.virtqueue.packed_driver import PackedDriver
+from vhost_scsi.virtqueue.ring_driver import RingDriver
 from vhost_scsi.virtqueue.scsi_driver import QueuePort, ScsiDriver, eventfd_notifier
 from vhost_scsi.virtqueue.split_driver import SplitDriver
 from vhost_scsi.virtqueue.virtio_scsi import DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE
@@ -25,7 +27,8 @@ CONTROL, EVENT, FIRST_REQUEST = 0, 1, 2
 
 
 class Initiator:
-    """`driver` sends commands. `features`: virtio bits to accept, None for all that are offered."""
+    """`driver` sends commands. `features`: virtio bits to accept, None for what `Frontend.negotiate` takes then. With
+    RING_PACKED among them the rings are packed, with IN_ORDER they are used in order."""
 
     def __init__(
         self,
@@ -68,12 +71,14 @@ class Initiator:
             MemoryRegion(r.guest_addr, r.size, USER_BASE + r.guest_addr, r.offset, r.fd) for r in self.memory.regions
         ]
 
-    def _new_queue(self, size: int) -> SplitDriver:
-        return SplitDriver(
+    def _new_queue(self, size: int) -> RingDriver:
+        layout = PackedDriver if self.features & Feature.RING_PACKED else SplitDriver
+        return layout(
             self.memory,
             size,
             event_idx=bool(self.features & Feature.EVENT_IDX),
             indirect=bool(self.features & Feature.INDIRECT_DESC),
+            in_order=bool(self.features & Feature.IN_ORDER),
         )
 
     def user_addresses(self, index: int) -> VringAddr:
@@ -83,9 +88,9 @@ class Initiator:
     def start(self, bases: Sequence[int] | None = None) -> None:
         """Sets every ring up; `bases`: where `stop` said that they stood."""
         for index, queue in enumerate(self.queues):
-            base = bases[index] if bases is not None else 0
+            base = bases[index] if bases is not None else queue.first_base
             addr = self.user_addresses(index)
-            vring = self.frontend.setup_vring(index, queue.layout.size, addr, base=base, polled=self._polled)
+            vring = self.frontend.setup_vring(index, queue.size, addr, base=base, polled=self._polled)
             self.vrings.append(vring)
 
     def stop(self) -> list[int]:

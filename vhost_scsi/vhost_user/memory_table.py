@@ -18,7 +18,10 @@ from vhost_scsi.vhost_user.rules import ProtocolError, Rule
 
 PAGE = 4096
 ADDRESS_SPACE = 1 << 64
-MAX_RING_SIZE = 32768  # virtio 1.3, 2.7: the maximum queue size is 32768
+MAX_RING_SIZE = 32768  # virtio 1.3, 2.7 and 2.8: the maximum queue size is 32768
+SPLIT_ALIGNMENTS = (("desc", 16), ("avail", 2), ("used", 4))  # virtio 1.3, 2.7
+PACKED_ALIGNMENTS = (("desc", 16), ("avail", 4), ("used", 4))  # virtio 1.3, 2.8.10.1: both event structures
+PACKED_PLACE = 0x7FFF  # of a place in a packed ring: bit 15 is the wrap counter
 VRING_F_LOG = 1 << 0
 MAX_MEM_SLOTS = 509  # what QEMU takes at most with CONFIGURE_MEM_SLOTS: the KVM memory slots less its own
 
@@ -71,35 +74,48 @@ def same_place(a: MemoryRegion, b: MemoryRegion) -> bool:
     return (a.guest_addr, a.user_addr, a.size) == (b.guest_addr, b.user_addr, b.size)
 
 
-def check_ring_size(num: int) -> None:
-    """virtio 1.3, 2.7: the queue size is a power of 2, at most 32768."""
-    if not 0 < num <= MAX_RING_SIZE or num & (num - 1):
-        raise ProtocolError(Rule.RING_SIZE, f"{num} entries")
+def check_ring_size(num: int, *, packed: bool = False) -> None:
+    """virtio 1.3, 2.7: the queue size is a power of 2, at most 32768; 2.8.10.1: any number up to that if packed."""
+    if not 0 < num <= MAX_RING_SIZE or (num & (num - 1) and not packed):
+        raise ProtocolError(Rule.RING_SIZE, f"{num} entries of a {'packed' if packed else 'split'} ring")
 
 
-def check_ring_addr(addr: VringAddr) -> None:
-    """The alignments of virtio 1.3, 2.7, and flags that we serve: logging (VHOST_VRING_F_LOG) is not offered."""
+def check_ring_base(base: int, num: int, *, packed: bool = False) -> None:
+    """vhost-user: of a split ring the 16 bits of an index; of a packed one two places with wrap counters, the next
+    available descriptor below the next used one. `num` 0: the size is not known yet."""
+    if not packed:
+        if base > 0xFFFF:
+            raise ProtocolError(Rule.RING_BASE, f"{base:#x} for a split ring")
+        return
+    for name, word in (("available", base & 0xFFFF), ("used", base >> 16)):
+        if num and word & PACKED_PLACE >= num:
+            raise ProtocolError(Rule.RING_BASE, f"{base:#x}: {name} descriptor {word & PACKED_PLACE} of {num}")
+
+
+def check_ring_addr(addr: VringAddr, *, packed: bool = False) -> None:
+    """Alignments, and flags that we serve: logging (VHOST_VRING_F_LOG) is not offered."""
     if addr.flags:
         what = "logging is not offered" if addr.flags == VRING_F_LOG else "unknown"
         raise ProtocolError(Rule.RING_FLAGS, f"flags {addr.flags:#x}: {what}")
-    for name, alignment in (("desc", 16), ("avail", 2), ("used", 4)):
+    for name, alignment in PACKED_ALIGNMENTS if packed else SPLIT_ALIGNMENTS:
         if getattr(addr, name) % alignment:
             raise ProtocolError(
                 Rule.RING_UNALIGNED, f"{name} {getattr(addr, name):#x} is not a multiple of {alignment}"
             )
 
 
-def check_ring_mapped(addr: VringAddr, num: int, regions: Sequence[MemoryRegion]) -> None:
+def check_ring_mapped(addr: VringAddr, num: int, regions: Sequence[MemoryRegion], *, packed: bool = False) -> None:
     """Raises ProtocolError unless each part of the ring lies in one region, by its user address."""
-    for name, start, size in _ring_parts(addr, num):
+    for name, start, size in _ring_parts(addr, num, packed):
         if start + size > ADDRESS_SPACE:
             raise ProtocolError(Rule.RING_OVERFLOW, f"{name} {start:#x} + {size:#x} runs over 2^64")
         if not any(each.user_addr <= start and start + size <= each.user_addr + each.size for each in regions):
             raise ProtocolError(Rule.RING_NOT_MAPPED, f"{name} {start:#x} + {size:#x} is in no memory region")
 
 
-def _ring_parts(addr: VringAddr, num: int) -> Iterator[tuple[str, int, int]]:
+def _ring_parts(addr: VringAddr, num: int, packed: bool) -> Iterator[tuple[str, int, int]]:
     # virtio 1.3, 2.7: 16 bytes an entry; 6 + 2 * num; 6 + 8 * num, with used_event and avail_event always counted.
+    # 2.8.10.1: 16 bytes an entry; 4; 4.
     yield "desc", addr.desc, 16 * num
-    yield "avail", addr.avail, 6 + 2 * num
-    yield "used", addr.used, 6 + 8 * num
+    yield "avail", addr.avail, 4 if packed else 6 + 2 * num
+    yield "used", addr.used, 4 if packed else 6 + 8 * num

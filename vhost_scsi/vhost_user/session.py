@@ -316,6 +316,10 @@ class Session:
 
     # Rings
 
+    @property
+    def _packed(self) -> bool:
+        return bool(self._features & Feature.RING_PACKED)
+
     def _ring(self, index: int) -> _Ring:
         if index >= len(self._rings):
             raise ProtocolError(Rule.QUEUE_INDEX, f"ring {index} of {len(self._rings)}")
@@ -323,24 +327,20 @@ class Session:
 
     async def _set_vring_num(self, state: VringState, _fds: ReceivedFds) -> None:
         ring = self._ring(state.index)
-        memory_table.check_ring_size(state.num)
+        memory_table.check_ring_size(state.num, packed=self._packed)
         await self._device.set_vring_num(state.index, state.num)
         ring.num = state.num
 
     async def _set_vring_addr(self, value: IndexedVringAddr, _fds: ReceivedFds) -> None:
         ring = self._ring(value.index)
-        memory_table.check_ring_addr(value.addr)
+        memory_table.check_ring_addr(value.addr, packed=self._packed)
         if ring.armed:
             self._check_mapped(ring.num, value.addr)
         await self._device.set_vring_addr(value.index, value.addr)
         ring.addr = value.addr
 
     async def _set_vring_base(self, state: VringState, _fds: ReceivedFds) -> None:
-        self._ring(state.index)
-        # "Bits 0-15: index of the next available ring descriptor [...] Bits 16-31: reserved" for a split ring; a packed
-        # ring has its wrap counters there, and is not offered.
-        if state.num > 0xFFFF and not self._features & Feature.RING_PACKED:
-            raise ProtocolError(Rule.RING_BASE, f"{state.num:#x} for a split ring")
+        memory_table.check_ring_base(state.num, self._ring(state.index).num, packed=self._packed)
         await self._device.set_vring_base(state.index, state.num)
 
     async def _get_vring_base(self, state: VringState, _fds: ReceivedFds) -> VringState:
@@ -375,7 +375,7 @@ class Session:
     def _check_mapped(self, num: int, addr: VringAddr) -> None:
         # The order is the front end's: as long as there is no memory or no size, only the device can check, at start.
         if self._regions and num:
-            memory_table.check_ring_mapped(addr, num, self._regions)
+            memory_table.check_ring_mapped(addr, num, self._regions, packed=self._packed)
 
     def _notifier(self, value: int, fds: ReceivedFds) -> tuple[int, int | None]:
         if value & ~(VRING_INDEX_MASK | VRING_NOFD):
