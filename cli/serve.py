@@ -98,12 +98,13 @@ def configuration(options: dict[str, Any], *, activated: bool = False, text: str
             raise ConfigError(f"port {DEFAULT_PORT} is given twice, by --port and by --socket-path or --fd")
         tables["port"] = {DEFAULT_PORT: port, **tables["port"]}
     for key, example in (("num_queues", "num_queues=N"), ("in_order", "in_order=on")):
-        if not options.get(key) and options.get(key) != 0:
+        wanted = options.get(key)
+        if wanted is None or wanted is False:
             continue
         if DEFAULT_PORT not in tables["port"]:
             name = key.replace("_", "-")
             raise ConfigError(f"--{name} is for the port of --socket-path; a port of its own takes {example}")
-        tables["port"][DEFAULT_PORT][key] = options[key]
+        tables["port"][DEFAULT_PORT][key] = wanted
     merged = grammar.merge(source.values if source else {}, {**given(options), **tables})
     return build(merged, config_file.locator(source))
 

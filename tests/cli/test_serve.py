@@ -19,6 +19,7 @@ import pytest
 
 from tests.cli.conftest import COMMAND, TIMEOUT, Run, Serve
 from tests.waiting import wait_for
+from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.initiator import Initiator
 
 READ_10 = bytes.fromhex("28000000000000000100")
@@ -242,6 +243,34 @@ def test_queues_and_requests_are_seen_from_outside(serve: Serve, run: Run, disk:
         assert "connected" in run("status").stdout
         assert len(json.loads(run("status", "--json").stdout)["workers"]) == 1
     # The initiator has gone, so its write is aborted instead of waited for.
+    assert served.stop() == 0
+
+
+def test_a_packed_ring_used_in_order_is_seen_from_outside(serve: Serve, run: Run) -> None:
+    """Wrap counters and events are shown, and which descriptors the device holds."""
+    served = serve("--lun", "0:0=delay(write=20s):memory:1M", "--in-order")
+    features = Feature.VERSION_1 | Feature.RING_PACKED | Feature.IN_ORDER | Feature.EVENT_IDX
+    with Initiator(served.socket, features=int(features), queue_size=100) as initiator:
+        ready(initiator)
+        initiator.driver.submit(_lun0(), bytes.fromhex("2a000000001000000800"), bytes(4096))
+        wait_for(lambda: json.loads(run("queue", "show", "2", "--json").stdout)["tasks"], "the write")
+        shown = json.loads(run("queue", "show", "2", "--json").stdout)
+        queue, ring = shown["queue"], shown["ring"]
+        assert (queue["layout"], queue["size"], queue["avail_wrap"]) == ("packed", 100, True)
+        assert {"RING_PACKED", "IN_ORDER"} <= set(queue["features"])
+        # Header, data and response; how many went before depends on the unit attentions there were.
+        used = ring["next_used"]["index"]
+        assert ring["held"] == 3
+        assert ring["next_avail"] == {"index": used + 3, "wrap": True}
+        assert ring["strip"][used : used + 3] == "FFF"
+        assert ring["strip"].count("F") == 3
+        assert ring["in_flight_ids"] == [shown["tasks"][0]["head"]]
+        assert ring["driver_event"]["mode"] == "DESC"
+        assert ring["violations"] == []
+        text = run("queue", "show", "2").stdout
+        assert "running, packed ring of 100" in text
+        assert f"next {used}/1, 3 descriptors held" in text
+        assert f"{used + 3}/1" in run("queue", "list").stdout
     assert served.stop() == 0
 
 
