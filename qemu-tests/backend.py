@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -252,6 +252,14 @@ class Bed:
         guest = self.start(*extra, kernel=built.kernel, initrd=built.initrd, append=built.append, **wanted)
         guest.expect(built.ready, TINY_BOOT_TIMEOUT)
         return guest
+
+
+def wait_until(what: str, holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """`holds` is asked again and again."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} seconds: {what}"
+        time.sleep(0.2)
 
 
 def _die_with_parent() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import image
@@ -40,7 +40,7 @@ DIGESTS = {"node.conn[0].iscsi.HeaderDigest": "CRC32C", "node.conn[0].iscsi.Data
 
 SET_UP = f"""
 set -e
-nic=$(ls /sys/class/net | grep -v '^lo$')
+until nic=$(ls /sys/class/net | grep -v '^lo$'); do sleep 0.2; done
 ip link set lo up
 ip link set "$nic" up
 ip addr add 10.0.2.15/24 dev "$nic"
@@ -197,14 +197,6 @@ def logged_in(guest: Guest, number: int, luns: int = 1, seconds: float = 60.0) -
 def refused(backend: Backend) -> str:
     """What `vhost-scsi session refused` says."""
     return "\n".join(row["text"] for row in backend.command("session", "refused")["refused"])
-
-
-def wait_until(what: str, holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    """`holds` is asked again and again."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:g} seconds: {what}"
-        time.sleep(0.2)
 
 
 class KernelLog:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import open_iscsi
 import pytest
-from backend import Backend, Bed, Cost
+from backend import Backend, Bed, Cost, wait_until
 from guest_disks import Disk, disks, file_hash, make_data, read_hash, write
 from open_iscsi import (
     CHAP,
@@ -37,7 +37,6 @@ from open_iscsi import (
     refused,
     serve,
     sessions,
-    wait_until,
 )
 
 from vhost_scsi.qemu import Guest
@@ -291,7 +290,7 @@ def check_identity(guest: Guest, disk: Disk, unit: dict[str, object], luns: int)
     listed = guest.check(f"sg_luns {disk.generic}")
     assert f"Lun list length = {8 * luns} " in listed, f"other LUNs: {listed}"
     pages = guest.check(f"sg_modes -a {disk.generic}")
-    assert re.search(r"Caching, page_control: current\n 00 +08 12 04 ", pages), pages  # SBC-4 6.5.6: WCE
+    assert re.search(r"Caching, page_control: current\n 00 +88 12 04 ", pages), pages  # SBC-4 6.5.6: PS, WCE
     assert "WP=0, DpoFua=1" in pages
 
 
@@ -386,9 +385,9 @@ def test_a_unit_behind_both_transports_is_one_unit(linux: Linux) -> None:
     for actor, hears in ((ours, theirs), (theirs, ours)):
         check_news(guest, hears, RESET, reset(guest, actor))
         ask(guest, actor)  # who asked for the reset is told of it as well
-        assert " 00     08 12 04 00" in guest.check(f"sg_modes --page=8 {hears.generic}"), "a reset brings WCE back"
+        assert " 00     88 12 04 00" in guest.check(f"sg_modes --page=8 {hears.generic}"), "a reset brings WCE back"
         check_news(guest, hears, MODES_CHANGED, change_caching(guest, actor, 0))
-        assert " 00     08 12 00 00" in guest.check(f"sg_modes --page=8 {hears.generic}")
+        assert " 00     88 12 00 00" in guest.check(f"sg_modes --page=8 {hears.generic}")
     change_caching(guest, ours, WRITE_CACHE)()
     (row,) = linux.backend.command("session", "list")["sessions"]
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from backend import Backend, Bed
+from backend import Backend, Bed, wait_until
 from open_iscsi import (
     CHAP,
     DIGESTS,
@@ -30,7 +30,6 @@ from open_iscsi import (
     portal_of,
     serve,
     sessions,
-    wait_until,
 )
 from proxy import Proxy
 
