@@ -67,20 +67,20 @@ def report(logs: Path) -> str:
         f"* commit: {output('git', 'rev-parse', 'HEAD')}{' with local changes' if dirty else ''}",
         f"* date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "",
-        "| step | result | seconds | counts |",
-        "|---|---|---|---|",
+        "| step | result | seconds | commit | counts |",
+        "|---|---|---|---|---|",
     ]
-    runs: dict[str, list[tuple[str, str]]] = {}
+    runs: dict[str, list[tuple[str, str, str]]] = {}
     for row in (logs / "steps").read_text().splitlines():
-        step, code, seconds = row.split()
-        runs.setdefault(step, []).append((code, seconds))
+        step, code, seconds, commit = row.split()
+        runs.setdefault(step, []).append((code, seconds, commit))
     for step, tries in runs.items():
         counts = telling_lines((logs / f"{step}.log").read_text(errors="replace"))
-        code, seconds = tries[-1]
+        code, seconds, commit = tries[-1]
         result = "passed" if code == "0" else f"**failed** ({code})"
         if len(tries) > 1:
-            result += f" in run {len(tries)}, failed before"
-        lines.append(f"| {step} | {result} | {seconds} | {'<br>'.join(counts)} |")
+            result += f", after {len(tries) - 1} that failed"
+        lines.append(f"| {step} | {result} | {seconds} | {commit[:10]} | {'<br>'.join(counts)} |")
     lines += ["", "| tool | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions()]
     return "\n".join(lines) + "\n"
