@@ -118,7 +118,7 @@ test-all: export FUZZ_SECONDS := 600
 test-all: export STRESS_SECONDS := 300
 test-all: export GUEST_TESTS := guest
 # The benches come first: they want a machine that nothing has warmed up or filled.
-test-all: ## everything without a time limit; writes docs/test-report.md
+test-all: ## everything without a time limit; writes docs/test-report.md (STEPS_OF=any: only what has not passed in an earlier commit)
 	tests/ci/run-steps --report docs/test-report.md deps build bench bench-iscsi lint typecheck core-test asan tsan pytest packaging qemu-tests slow seeded fuzz
 
 .PHONY: bench
