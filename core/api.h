@@ -97,7 +97,8 @@ struct vs_task_info {
 	uint8_t cdb_length;
 	uint8_t layer;         /* enum vs_layer */
 	uint8_t aborted;
-	uint8_t fault;         /* C has ended it with CHECK CONDITION, and waits for a verdict before anybody is told */
+	uint8_t fault;         /* C has ended it with a status that waits for a verdict before anybody is told */
+	uint8_t status;        /* that status */
 	uint8_t cdb[VS_CDB_MAX];
 	uint64_t gate;         /* the gate bits that sent it to Python */
 	uint32_t in_segments;
@@ -275,7 +276,11 @@ struct vs_lu_params {
 	uint8_t wsnz;                  /* WRITE SAME of zero blocks is refused; else it goes to the end of the medium */
 	uint8_t cdb32;                 /* READ(32) and its like are served */
 	uint8_t queue_error;           /* QERR is not 00b: a CHECK CONDITION ends other commands */
-	uint8_t reserved[1];
+	uint8_t tell_full;             /* UA_INTLCK_CTRL is 11b: Python hears of BUSY and TASK SET FULL before the initiator */
+	uint32_t max_outstanding;      /* commands of all nexuses at once, 0: no limit */
+	uint32_t queue_depth;          /* of one nexus, 0: no limit */
+	uint32_t timeout_ms;           /* how long a store operation may take, 0: as long as it likes */
+	uint32_t retries;              /* how often a store operation is tried again that has failed */
 };
 
 int vs_lu_create(vs_core *core, const struct vs_lu_params *params, vs_store *store, vs_lu **out);

@@ -219,6 +219,7 @@ struct vs_worker {
 	uint64_t iov_bytes;
 	uint8_t *scratch;          /* VS_SCRATCH bytes, for one synchronous use */
 	struct vs_source wake_source;
+	struct vs_timer watch;     /* set while a task is with a store, which may take too long */
 	struct vs_upnode epoch_node;
 	bool started;
 	sem_t over;                /* posted at the very end */
@@ -573,7 +574,8 @@ struct vs_lu {
 	_Alignas(VS_CACHE_LINE) _Atomic uint64_t gate; /* bits 0..43 reasons, 44..63 tasks sent to Python */
 	_Atomic uint64_t num_blocks;
 	_Atomic(struct vs_store *) store;
-	_Atomic uint32_t wce, d_sense, unmap, queue_error;
+	_Atomic uint32_t wce, d_sense, unmap;
+	_Atomic uint32_t share;   /* commands that a worker may run without asking how many there are: outstanding.c */
 	_Atomic uint32_t bad_blocks; /* how many are marked: bad.c */
 	uint32_t block_shift;
 	/* What every command looks at ends here, within the cache line of the gate. */
@@ -582,6 +584,9 @@ struct vs_lu {
 	bool cdb32;               /* CDBs of 32 bytes are served */
 	bool wsnz;                /* a WRITE SAME of zero blocks is refused */
 	uint32_t max_unmap_blocks, max_unmap_descriptors, max_write_same_blocks, max_atomic_blocks;
+	_Atomic uint32_t queue_error, tell_full, timeout_ms, retries;
+	uint32_t max_outstanding, queue_depth, whole_share;
+	_Atomic uint32_t in_python; /* tasks */
 	uint64_t cookie;
 	struct vs_core *core;
 	struct vs_pins pins;      /* tasks that C executes */
@@ -600,6 +605,7 @@ struct vs_nexus {
 	struct vs_lu *lu;
 	uint64_t cookie;
 	struct vs_pins pins;
+	_Atomic uint32_t in_python; /* tasks */
 	uint32_t received;
 };
 
@@ -635,6 +641,7 @@ struct vs_task {
 	uint8_t layer, started, aborted, verdict, listed;
 	bool fault;               /* it has ended with CHECK CONDITION, and Python sees to others before that is told */
 	bool decided;             /* Python has seen its end: it is told as it is */
+	bool timed_out;           /* a store operation took too long, and was cancelled */
 	struct vs_lu *lu;
 	const struct vs_row *row;
 	uint64_t gate_why;
@@ -669,6 +676,7 @@ struct vs_task {
 		uint64_t chunk;
 		uint32_t index;
 		uint8_t fua, bytchk, may_unmap, no_data, in_store;
+		uint32_t tried;           /* store operations that were tried again */
 	} m;
 	struct vs_io io;
 	struct vs_range range;
@@ -687,6 +695,10 @@ void vs_credit_init(struct vs_credit *c, struct vs_core *core, int32_t n);
 bool vs_media_start(struct vs_task *t);
 void vs_media_end(struct vs_task *t);
 void vs_media_cancel(struct vs_task *t);
+void vs_media_watch(struct vs_worker *w, struct vs_timer *timer); /* w->watch fires */
+/* outstanding.c. The status of a command that is one too many. */
+void vs_outstanding_limit(struct vs_lu *lu, uint32_t lu_limit, uint32_t nexus_limit);
+uint8_t vs_outstanding_check(const struct vs_task *t);
 /* bad.c, while bad_blocks is not 0. The lowest block in the range that is marked bad. */
 bool vs_bad_first(const struct vs_lu *lu, uint64_t lba, uint64_t blocks, uint64_t *out);
 void vs_bad_clear(struct vs_lu *lu, uint64_t lba, uint64_t blocks);

@@ -54,6 +54,10 @@ static void apply(struct vs_lu *lu, const struct vs_lu_params *p)
 	atomic_store(&lu->d_sense, p->descriptor_sense);
 	atomic_store(&lu->unmap, p->unmap);
 	atomic_store(&lu->queue_error, p->queue_error);
+	atomic_store(&lu->tell_full, p->tell_full);
+	atomic_store(&lu->timeout_ms, p->timeout_ms);
+	atomic_store(&lu->retries, p->retries);
+	vs_outstanding_limit(lu, p->max_outstanding, p->queue_depth);
 	lu->max_unmap_blocks = p->max_unmap_blocks;
 	lu->max_unmap_descriptors = p->max_unmap_descriptors;
 	lu->max_write_same_blocks = p->max_write_same_blocks;

@@ -570,7 +570,8 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	t->tag = x->itt;
 	t->order = vs_isn_order(c);
 	t->attribute = attribute[c->bhs[1] & 7];
-	t->listed = t->aborted = t->started = t->notify = t->fault = t->decided = false;
+	t->listed = t->aborted = t->started = t->notify = t->fault = t->decided = t->timed_out = false;
+	t->lent = NULL;
 	t->tmf = NULL;
 	t->param = NULL;
 	t->status = VS_STATUS_GOOD;

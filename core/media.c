@@ -7,14 +7,32 @@
 
 #include "media.h"
 
-enum { OPS_A_TURN = 16 }; /* store operations of one task in a row before others run */
+enum {
+	OPS_A_TURN = 16,      /* store operations of one task in a row before others run */
+	WATCH_NS = 250000000, /* between looks for store operations that take too long */
+};
 
 /* ---- store operations in a row ---------------------------------------------------------------------------------------------------------- */
 
+/* What may be otherwise the next time. */
+static bool try_again(struct vs_task *t)
+{
+	int32_t err = t->io.err;
+	bool passes = err == VS_ERR_READ || err == VS_ERR_WRITE || err == VS_ERR_BUSY || err == VS_ERR_NOT_READY;
+
+	if (!passes || t->aborted || t->timed_out || t->m.tried >= atomic_load_explicit(&t->lu->retries, memory_order_relaxed))
+		return false;
+	t->m.tried++;
+	return true;
+}
+
 static bool settle(struct vs_task *t)
 {
-	if (vs_unlikely(t->io.err))
+	if (vs_unlikely(t->io.err)) {
+		if (try_again(t))
+			return SUBMIT; /* the io is as it was */
 		return vs_media_store_error(t, t->io.err);
+	}
 	if (vs_unlikely(t->aborted))
 		return ENDED;
 	return t->m.step(t);
@@ -129,6 +147,7 @@ bool vs_media_start(struct vs_task *t)
 		return true;
 	t->m.bounce = NULL;
 	t->m.in_store = false;
+	t->m.tried = 0;
 	t->timed_ns = vs_unlikely(t->lu->stats[t->w->index].begun[t->row->dir]++ % VS_SAMPLE == 0) ? vs_now_ns() : 0;
 	t->io.store = atomic_load_explicit(&t->lu->store, memory_order_acquire);
 	t->io.w = t->w;
@@ -226,6 +245,8 @@ void vs_media_end(struct vs_task *t)
 		free(t->m.bounce);
 		t->m.bounce = NULL;
 	}
+	if (vs_unlikely(t->timed_out) && t->status == VS_STATUS_CHECK_CONDITION)
+		vs_sense_set(t, &(struct vs_sense){ .key = VS_SK_ABORTED_COMMAND, .asc_ascq = VS_ASC_COMMAND_TIMEOUT_DURING_PROCESSING });
 	if (vs_unlikely(t->range.held))
 		vs_range_leave(t);
 	if (vs_unlikely(atomic_load_explicit(&lu->bad_blocks, memory_order_relaxed)))
@@ -244,4 +265,30 @@ void vs_media_cancel(struct vs_task *t)
 		vs_store_cancel(t->io.store, &t->io);
 	else if (vs_range_cancel(t))
 		vs_media_end(t);
+}
+
+/* ---- what takes too long ------------------------------------------------------------------------------------------------------------------ */
+
+/* Every now and then, while a task is with a store: what is there for too long is cancelled. A store that cannot do that ends it when it does. */
+void vs_media_watch(struct vs_worker *w, struct vs_timer *timer)
+{
+	uint64_t now = vs_now_ns();
+	bool any = false;
+
+	for (struct vs_list *l = w->tasks.next; l != &w->tasks;) {
+		struct vs_task *t = vs_container_of(l, struct vs_task, link);
+		uint64_t limit;
+
+		l = l->next;
+		limit = t->lu ? atomic_load_explicit(&t->lu->timeout_ms, memory_order_relaxed) * UINT64_C(1000000) : 0;
+		if (!t->started || !limit)
+			continue;
+		any = true;
+		if (!t->m.in_store || t->timed_out || t->aborted || now - t->layer_ns < limit)
+			continue;
+		t->timed_out = true;
+		vs_media_cancel(t);
+	}
+	if (any)
+		vs_timer_set(w, timer, now + WATCH_NS);
 }

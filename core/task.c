@@ -154,12 +154,26 @@ static bool count_sent(struct vs_task *t, uint64_t why)
 	return false;
 }
 
+static void held_by_python(struct vs_task *t, uint32_t by)
+{
+	atomic_fetch_add(&t->nexus->in_python, by);
+	atomic_fetch_add(&t->lu->in_python, by);
+}
+
 enum { SENT = 0, OPENED = 1 };
 
 /* SENT (or ended for want of memory), -EAGAIN without credit, OPENED: the gate is not closed any more by what is in why.
  * set: bits for the LU's gate. They come after the count, so that vs_gate_open cannot take them back before Python has seen the task. */
 static int to_python(struct vs_task *t, uint64_t why, uint64_t set)
 {
+	if (t->nexus && !t->w->redoing) {
+		uint8_t status = vs_outstanding_check(t);
+
+		if (vs_unlikely(status)) {
+			end_with_status(t, status);
+			return SENT;
+		}
+	}
 	if (t->credit && !credit_take(t->credit, t->w->popping_for_tmf || t->w->redoing))
 		return -EAGAIN;
 	if (!copy_param(t)) {
@@ -178,6 +192,7 @@ static int to_python(struct vs_task *t, uint64_t why, uint64_t set)
 	vs_task_list(t);
 	if (t->nexus) {
 		vs_count(&t->lu->stats[t->w->index].escalated, 1);
+		held_by_python(t, 1);
 		if (vs_unlikely(set))
 			atomic_fetch_or(&t->lu->gate, set);
 	}
@@ -193,6 +208,8 @@ static void result_run(struct vs_worker *w, struct vs_msg *m)
 	(void)w;
 	if (t->credit)
 		vs_credit_return(t->credit);
+	if (t->nexus)
+		held_by_python(t, UINT32_MAX);
 	/* It runs among others that Python holds, and what comes after it may not wait for an epoch. */
 	t->flags &= (uint8_t)~VS_TASK_LEND;
 	switch (t->verdict) {
@@ -270,10 +287,13 @@ void vs_task_execute(struct vs_task *t)
 	vs_pin(w, &t->lu->pins);
 	vs_pin(w, &t->nexus->pins);
 	t->started = true;
-	if (vs_media_start(t))
+	if (vs_media_start(t)) {
 		vs_media_end(t);
-	else
-		vs_task_list(t);
+		return;
+	}
+	vs_task_list(t);
+	if (vs_unlikely(w->watch.index == UINT32_MAX) && atomic_load_explicit(&t->lu->timeout_ms, memory_order_relaxed))
+		vs_media_watch(w, &w->watch);
 }
 
 static void redo_later(struct vs_task *t)
@@ -324,7 +344,7 @@ int vs_task_submit(struct vs_task *t)
 	t->layer = VS_LAYER_GATE;
 	t->born_ns = t->layer_ns = t->w->now_ns;
 	t->started = t->aborted = false;
-	t->fault = t->decided = false;
+	t->fault = t->decided = t->timed_out = false;
 	t->notify = false;
 	t->tmf = NULL;
 	t->param = NULL;
@@ -338,6 +358,15 @@ int vs_task_submit(struct vs_task *t)
 	t->range.held = t->range.waiting = t->range.granted = false;
 	t->lu = t->nexus ? t->nexus->lu : NULL;
 	t->row = vs_row_of(t->cdb, t->cdb_len);
+	if (vs_unlikely(t->lu && atomic_load_explicit(&t->lu->pins.slots[t->w->index].count, memory_order_relaxed) >=
+					 atomic_load_explicit(&t->lu->share, memory_order_relaxed))) {
+		uint8_t status = vs_outstanding_check(t);
+
+		if (status) {
+			end_with_status(t, status);
+			return 0;
+		}
+	}
 	return pass_gate(t);
 }
 
@@ -366,11 +395,14 @@ int vs_task_run_redo(struct vs_worker *w)
 
 /* ---- faults -------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* SAM-5 5.9, SPC-5 7.5.10 QERR: whether a CHECK CONDITION is the business of other commands, too. */
+/* SAM-5 5.9, SPC-5 7.5.10 QERR: whether a CHECK CONDITION is the business of other commands, too; or, UA_INTLCK_CTRL, a status that of those
+ * to come. */
 static bool is_fault(const struct vs_task *t)
 {
 	if (!t->nexus || t->decided || t->aborted || t->response != VS_RESP_OK)
 		return false;
+	if (t->status != VS_STATUS_CHECK_CONDITION)
+		return (t->status == VS_STATUS_BUSY || t->status == VS_STATUS_TASK_SET_FULL) && atomic_load(&t->lu->tell_full);
 	return atomic_load_explicit(&t->lu->queue_error, memory_order_relaxed) || naca(t) || t->attribute == VS_ATTR_ACA;
 }
 
@@ -388,7 +420,9 @@ static void hold_fault(struct vs_task *t)
 	if (t->credit)
 		credit_take(t->credit, true);
 	count_sent(t, 0);
-	atomic_fetch_or(&t->lu->gate, VS_GATE_ACA);
+	held_by_python(t, 1);
+	if (t->status == VS_STATUS_CHECK_CONDITION)
+		atomic_fetch_or(&t->lu->gate, VS_GATE_ACA);
 	vs_task_layer(t, VS_LAYER_PYTHON);
 	vs_task_list(t);
 	t->up = (struct vs_upnode){ .kind = VS_UP_TASK, .worker = t->w->index, .object = t };
@@ -412,7 +446,7 @@ void vs_task_finish(struct vs_task *t)
 	struct vs_worker *w = t->w;
 	struct vs_tmf_run *run = t->tmf;
 
-	if (vs_unlikely(t->status == VS_STATUS_CHECK_CONDITION) && is_fault(t)) {
+	if (vs_unlikely(t->status != VS_STATUS_GOOD) && is_fault(t)) {
 		hold_fault(t);
 		return;
 	}
@@ -541,6 +575,7 @@ void vs_task_info(const vs_task *t, struct vs_task_info *out)
 	out->layer = t->layer;
 	out->aborted = t->aborted;
 	out->fault = t->fault;
+	out->status = t->status;
 	out->notify = t->notify ? t->notify_cookie : 0;
 	memcpy(out->cdb, t->cdb, t->cdb_len);
 	out->gate = t->gate_why;

@@ -237,6 +237,7 @@ int vs_worker_init(struct vs_worker *w, struct vs_core *c, uint32_t index)
 	vs_list_init(&w->dirty);
 	vs_list_init(&w->tasks);
 	vs_list_init(&w->ibuffers.waiting);
+	vs_timer_init(&w->watch, vs_media_watch);
 	w->redo_tail = &w->redo_head;
 	w->deferred_tail = &w->deferred_head;
 	/* An epoch that no worker has seen yet: a worker that has not started holds nobody up. */

@@ -75,6 +75,10 @@ class LuConfig(_Model):
     wsnz: bool = Field(default=True, description="refuse WRITE SAME of zero blocks")
     cdb32: bool = Field(default=False, description="serve READ(32) and its like")
     overwrite_rate: int = Field(default=0, ge=0, description="bytes a second of FORMAT UNIT and SANITIZE; 0: no limit")
+    outstanding: int = Field(default=1024, ge=1, le=65536, description="commands at once; more get TASK SET FULL")
+    queue_depth: int = Field(default=0, ge=0, le=65536, description="commands of one initiator at once; 0: as many")
+    command_timeout: int = Field(default=30, ge=0, le=86400, description="seconds of a store operation; 0: any time")
+    retries: int = Field(default=0, ge=0, le=255, description="how often a failed store operation is tried again")
     type: Literal["disk", "cdrom"] = Field(default="disk", description="disk or cdrom, which is a CD or DVD drive")
     removable: bool = Field(default=False, description="the medium of the disk can be taken out")
 

@@ -215,6 +215,10 @@ class Service:
                 wsnz=lu.wsnz,
                 cdb32=lu.cdb32,
                 overwrite_rate=lu.overwrite_rate,
+                outstanding=lu.outstanding,
+                queue_depth=lu.queue_depth,
+                command_timeout=lu.command_timeout,
+                retries=lu.retries,
                 device_type=DeviceType.CD_DVD if is_drive else DeviceType.DISK,
                 removable=lu.has_drive,
             )

@@ -20,6 +20,10 @@ TRANSFER_BYTES: Final = 64 << 20
 BUFFER_BYTES: Final = 0xFC00
 """the unit's buffer (READ BUFFER): less than a parameter list, which brings what is written to it"""
 ECHO_BUFFER_BYTES: Final = 4096
+OUTSTANDING: Final = 1024
+"""commands of all nexuses at one unit, unless it is told another limit"""
+COMMAND_TIMEOUT: Final = 30
+"""seconds that a store operation may take, likewise"""
 COPIES: Final = 16
 """copies of one nexus at once, or whose results it may still ask for"""
 PARAMETER_LIST_BYTES: Final = 0x10000

@@ -95,6 +95,11 @@ HANDLER_MODULES: Final = (
 LOG: Final = logging.getLogger("vhost_scsi.control")
 ESTABLISHING: Final = 0b11
 """UA_INTLCK_CTRL"""
+PREVIOUS_STATUS: Final = {
+    Status.BUSY: sense.PREVIOUS_BUSY_STATUS,
+    Status.TASK_SET_FULL: sense.PREVIOUS_TASK_SET_FULL_STATUS,
+    Status.RESERVATION_CONFLICT: sense.PREVIOUS_RESERVATION_CONFLICT_STATUS,
+}
 LOG_INTERVAL: Final = 1.0
 """seconds between two lines about failing handlers"""
 
@@ -117,6 +122,7 @@ class LuDefinition:
     wsnz: bool = True
     cdb32: bool = False
     overwrite_rate: int = 0
+    retries: int = 0
     device_type: DeviceType = DeviceType.DISK
     removable: bool = False
     filled: bool = True
@@ -137,6 +143,7 @@ class LogicalUnit:
             device_type=definition.device_type,
             given=definition.mode_pages,
             write_cache=definition.write_cache,
+            retries=definition.retries,
             saved=self._saved_pages(),
         )
         self.itls: Final[list[ITL]] = []
@@ -269,6 +276,7 @@ class LogicalUnit:
         self.medium.set_write_cache(self.write_cache)
         self.medium.set_descriptor_sense(self.descriptor_sense)
         self.medium.set_queue_error(self.contingencies.queue_error is not QueueError.NOBODYS)
+        self.medium.set_tell_full(self._tells_statuses)
         self._show_write_protection()
         self.thresholds.changed()
 
@@ -355,10 +363,14 @@ class LogicalUnit:
             done(self._ended_with(task, status))
             self._tasks.turned_away(task)
 
-    def came_back(self, task: Task, done: Done) -> None:
-        """C has ended the task with CHECK CONDITION, and holds it until `done` says what becomes of it. It may be one
+    def came_back(self, task: Task, done: Done, status: Status = Status.CHECK_CONDITION) -> None:
+        """C has ended the task with that status, and holds it until `done` says what becomes of it. It may be one
         that was answered Execute here, or one that C took by itself."""
         task.itl.in_use = True
+        if status is not Status.CHECK_CONDITION:
+            self._note_status(task.itl, status)
+            done(Tell())
+            return
         entry = self._tasks.come_back(task, done)
         if self._conclude(entry, Tell()):
             self._tasks.end(entry)
@@ -611,10 +623,17 @@ class LogicalUnit:
         return entry.end_as if entry.aborted else outcome
 
     def _ended_with(self, task: Task, status: Status) -> Complete:
-        """SPC-5 7.5.10: UA_INTLCK_CTRL=11b makes a unit attention condition of some statuses."""
-        if status is Status.RESERVATION_CONFLICT and self.mode.field(CONTROL, "ua_intlck_ctrl") == ESTABLISHING:
-            task.itl.establish(sense.PREVIOUS_RESERVATION_CONFLICT_STATUS)
+        self._note_status(task.itl, status)
         return Complete(status)
+
+    @property
+    def _tells_statuses(self) -> bool:
+        return self.mode.field(CONTROL, "ua_intlck_ctrl") == ESTABLISHING
+
+    def _note_status(self, itl: ITL, status: Status) -> None:
+        """SPC-5 7.5.10: UA_INTLCK_CTRL=11b makes a unit attention condition of some statuses."""
+        if status in PREVIOUS_STATUS and self._tells_statuses:
+            itl.establish(PREVIOUS_STATUS[status])
 
     def fence_ordered(self, entry: Entry) -> None:
         """The task set's call: an ORDERED task waits for what C has in flight."""

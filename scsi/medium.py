@@ -142,3 +142,6 @@ class Medium(Protocol):
 
     def set_queue_error(self, enabled: bool) -> None:
         """QERR: C tells nobody of a CHECK CONDITION before we have seen to the others. Called as above."""
+
+    def set_tell_full(self, enabled: bool) -> None:
+        """UA_INTLCK_CTRL: C tells nobody of BUSY and TASK SET FULL before it has told us. Called as above."""

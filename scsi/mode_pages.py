@@ -84,7 +84,8 @@ _ERROR_RECOVERY: Final = BitStruct(
     "recovery_time_limit" / Bytewise(Int16ub),
 )
 
-# SBC-4 6.5.10. Nothing is recovered by rewriting or retrying, so nothing is claimed. LBPERE: thresholds are told.
+# SBC-4 6.5.10. The retry counts are the unit's. Nothing is recovered by rewriting, so nothing is claimed. LBPERE:
+# thresholds are told.
 READ_WRITE_ERROR_RECOVERY: Final = ModePage(
     0x01,
     "Read-Write Error Recovery",

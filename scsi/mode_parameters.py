@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vhost_scsi.scsi.command import DISK_AND_CD, DeviceType, Feature
-from vhost_scsi.scsi.mode_pages import CACHING, PAGES, SPF, ModePage, page_key
+from vhost_scsi.scsi.mode_pages import CACHING, PAGES, READ_WRITE_ERROR_RECOVERY, SPF, ModePage, page_key
 
 LAST_CODE, LAST_SUBPAGE = 0x3E, 0xFE
 GIVEN_MAX: Final = 32
@@ -127,12 +127,15 @@ class ModeParameters:
         device_type: DeviceType = DeviceType.DISK,
         given: Iterable[GivenPage] = (),
         write_cache: bool = True,
+        retries: int = 0,
         saved: bytes = b"",
     ) -> None:
         own = _own(device_type)
         self._defaults = {key: page.default for key, page in own.items()}
         if not write_cache:
             self._defaults[CACHING.key] = CACHING.build({"wce": 0})
+        counts = {"read_retry_count": retries, "write_retry_count": retries}
+        self._defaults[READ_WRITE_ERROR_RECOVERY.key] = READ_WRITE_ERROR_RECOVERY.build(counts)
         found: dict[int, Page] = {key: page for key, page in own.items() if device_type in page.device_types}
         for page in given:
             self._defaults[page.key] = page.default

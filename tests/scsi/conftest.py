@@ -149,6 +149,9 @@ class FakeMedium:
     def set_queue_error(self, enabled):
         self.log.append(("queue_error", enabled))
 
+    def set_tell_full(self, enabled):
+        self.log.append(("tell_full", enabled))
+
 
 class Rig:
     """One logical unit, any number of initiators; `itl` is the first one's, without a pending unit attention."""

@@ -38,7 +38,8 @@ class PyTask:
     age_ns: int
     order: int
     fault: bool = False
-    """C has ended it and waits for a verdict before anybody is told"""
+    """C has ended it, with `status`, and waits for a verdict before anybody is told"""
+    status: int = 0
     notify: int = 0
     """the cookie with which it was executed"""
 
@@ -63,6 +64,7 @@ def task_from(info: Any) -> PyTask:
         age_ns=info.age_ns,
         order=info.order,
         fault=bool(info.fault),
+        status=info.status,
         notify=info.notify,
     )
 

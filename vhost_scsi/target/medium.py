@@ -31,7 +31,8 @@ class LuSpec:
     to the end of the medium; `cdb32` serves READ(32) and its like; `overwrite_rate` bounds
     what FORMAT UNIT and SANITIZE write, in bytes a second (0: nothing does). `removable`: its medium can be changed,
     and there may be none at first; a CD or DVD drive (`device_type`) is always like that, has blocks of 2048 bytes and
-    only reads."""
+    only reads. `outstanding` commands may be under way at once, `queue_depth` of one initiator (0: as many). A store
+    operation may take `command_timeout` seconds (0: any time), and is tried again `retries` times when it fails."""
 
     name: str
     uuid: UUID
@@ -46,6 +47,10 @@ class LuSpec:
     overwrite_rate: int = 0
     device_type: DeviceType = DeviceType.DISK
     removable: bool = False
+    outstanding: int = limits.OUTSTANDING
+    queue_depth: int = 0
+    command_timeout: int = limits.COMMAND_TIMEOUT
+    retries: int = 0
 
 
 @contextmanager
@@ -66,6 +71,7 @@ class StoreMedium:
         self._write_cache = True
         self._descriptor_sense = False
         self._queue_error = False
+        self._tell_full = False
         self.lu: CData | None = None
 
     def _info(self) -> Any:
@@ -189,6 +195,10 @@ class StoreMedium:
         self._queue_error = enabled
         self.apply()
 
+    def set_tell_full(self, enabled: bool) -> None:
+        self._tell_full = enabled
+        self.apply()
+
     def params(self, cookie: int = 0) -> Any:
         """What C must know of the unit now."""
         out = ffi.new("struct vs_lu_params *")
@@ -206,6 +216,11 @@ class StoreMedium:
         out.write_cache = self._write_cache
         out.descriptor_sense = self._descriptor_sense
         out.queue_error = self._queue_error
+        out.tell_full = self._tell_full
+        out.max_outstanding = self._spec.outstanding
+        out.queue_depth = self._spec.queue_depth
+        out.timeout_ms = self._spec.command_timeout * 1000
+        out.retries = self._spec.retries
         out.unmap = self.capabilities.unmap is not Support.NONE
         return out
 

@@ -13,7 +13,7 @@ from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.nexus import Cancel, Nexus, TargetPort
 from vhost_scsi.scsi.null_unit import absent_unit, report_luns_unit
 from vhost_scsi.scsi.saved_state import SavedState
-from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Task, TaskAttribute, Tell
+from vhost_scsi.scsi.task import Aborted, Complete, Execute, Outcome, ServiceResponse, Status, Task, TaskAttribute, Tell
 from vhost_scsi.slices import sliced
 from vhost_scsi.stores import Store
 from vhost_scsi.target import tmf
@@ -121,7 +121,10 @@ class Target:
                 self._run_in_c[cookie] = scsi_task
             self._answer(task, mapped, outcome, cookie)
 
-        (lu.came_back if task.fault else lu.submit)(scsi_task, done)
+        if task.fault:
+            lu.came_back(scsi_task, done, Status(task.status))
+        else:
+            lu.submit(scsi_task, done)
 
     def _answer(self, task: PyTask, mapped: MappedLun, outcome: Outcome, cookie: int) -> None:
         answers = self.core.answers

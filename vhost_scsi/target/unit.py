@@ -81,6 +81,7 @@ class Unit:
             wsnz=spec.wsnz,
             cdb32=spec.cdb32,
             overwrite_rate=spec.overwrite_rate,
+            retries=spec.retries,
             device_type=spec.device_type,
             removable=spec.removable or is_drive,
             filled=filled,
