@@ -113,11 +113,13 @@ static void end_with_status(struct vs_task *t, uint8_t status)
 	vs_task_finish(t);
 }
 
-/* PARAMETER LIST LENGTH, a field of the CDB: what lies behind it in the buffer is not taken. */
+/* PARAMETER LIST LENGTH, a field of the CDB: what lies behind it in the buffer is not taken. A list may say its own length instead. */
 static uint64_t list_length(const struct vs_task *t)
 {
 	uint64_t n = 0;
 
+	if (!t->row->param_bytes)
+		return UINT64_MAX;
 	for (uint32_t i = 0; i < t->row->param_bytes; i++)
 		n = n << 8 | t->cdb[t->row->param_at + i];
 	return n;

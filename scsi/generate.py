@@ -33,7 +33,7 @@ def _defines(prefix: str, members: type[IntEnum]) -> list[str]:
 
 
 def _row(row: Command) -> str:
-    list_length = row.field("parameter_list_length")
+    list_length = row.field("parameter_list_length") or row.field("byte_transfer_length")
     usage = ", ".join(f"0x{byte:02x}" for byte in row.usage)
     fields = (
         f'"{row.name}"',
