@@ -143,8 +143,10 @@ bool vs_media_start(struct vs_task *t)
 		t->range.granted = false;
 		return t->aborted ? true : run(t);
 	}
-	if (op == VS_MEDIA_TEST_UNIT_READY)
+	if (op == VS_MEDIA_TEST_UNIT_READY) {
+		vs_media_check_reserved(t);
 		return true;
+	}
 	t->m.bounce = NULL;
 	t->m.in_store = false;
 	t->m.tried = 0;

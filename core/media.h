@@ -31,6 +31,8 @@ void vs_media_tell_failed(struct vs_lu *lu, struct vs_store *store, struct vs_wo
 
 /* ENDED: refused, or nothing to do; SUBMIT: the medium will be touched. t->m says how. */
 bool vs_media_check(struct vs_task *t);
+/* Its first part: ENDED when a bit is set that the row does not have. */
+bool vs_media_check_reserved(struct vs_task *t);
 /* The blocks that the command touches, for range locks. */
 void vs_media_extent(const struct vs_task *t, uint64_t *lba, uint64_t *blocks);
 

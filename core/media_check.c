@@ -74,7 +74,7 @@ static uint64_t reserved_bits(const struct vs_task *t, uint32_t at)
 }
 
 /* Bits that the row's usage mask does not have are reserved: SPC-5 4.2.1. */
-static bool check_reserved(struct vs_task *t)
+bool vs_media_check_reserved(struct vs_task *t)
 {
 	uint32_t length = t->row->cdb_len;
 
@@ -307,7 +307,7 @@ bool vs_media_check(struct vs_task *t)
 	uint8_t op = t->row->media;
 	uint64_t bad;
 
-	if (check_reserved(t) == ENDED)
+	if (vs_media_check_reserved(t) == ENDED)
 		return ENDED;
 	if (op == VS_MEDIA_UNMAP)
 		return check_unmap(t);

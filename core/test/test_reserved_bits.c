@@ -148,8 +148,7 @@ int main(void)
 	CHECK_EQ(vs_lu_create(b.core, &lu, b.store, &b.lu), 0);
 	CHECK_EQ(vs_nexus_create(b.core, b.lu, 1, &b.nexus), 0);
 	for (int i = 0; i < VS_NROWS; i++) {
-		/* TEST UNIT READY is answered without a look at its CDB. */
-		if (vs_rows[i].media == VS_MEDIA_NONE || vs_rows[i].media == VS_MEDIA_TEST_UNIT_READY)
+		if (vs_rows[i].media == VS_MEDIA_NONE)
 			continue;
 		rows++;
 		reserved += every_bit(&b, t, &vs_rows[i]);
