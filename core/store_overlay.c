@@ -341,11 +341,9 @@ static int overlay_map(struct vs_store *s, uint64_t offset, uint64_t length, int
 	bool written;
 	int err;
 
+	/* What was unmapped hides what is below as well, and nothing is there: only the upper store knows that. */
 	*run = run_of(o, offset, length, &written);
-	*mapped = 1;
-	if (written)
-		return 0;
-	err = vs_store_map(s->lower, offset, *run, mapped, run);
+	err = vs_store_map(written ? o->upper : s->lower, offset, *run, mapped, run);
 	if (err == -ENOTSUP) { /* taken as allocated */
 		*mapped = 1;
 		return 0;
