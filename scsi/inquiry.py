@@ -34,6 +34,10 @@ HISUP_FORMAT_2: Final = 0x12
 NORMACA: Final = 0x20
 TPGS: Final = 0x30
 """implicit and explicit asymmetric logical unit access"""
+THIRD_PARTY_COPY: Final = 0x08
+"""3PC: EXTENDED COPY is there"""
+MULTIP: Final = 0x10
+"""there are several target ports"""
 CMDQUE: Final = 0x02
 
 # SPC-5 table 149. SPC-4 and SBC-3 are the newest whose requirements on the commands that we have are all met.
@@ -51,9 +55,16 @@ def pad(text: str, length: int) -> bytes:
 
 
 def standard_data(
-    peripheral: int, vendor: str, product: str, revision: str, *, removable: bool = False, aca: bool = False
+    peripheral: int,
+    vendor: str,
+    product: str,
+    revision: str,
+    *,
+    removable: bool = False,
+    aca: bool = False,
+    ports: int = 1,
 ) -> bytes:
-    """Standard INQUIRY data; `peripheral` is qualifier and device type."""
+    """Standard INQUIRY data; `peripheral` is qualifier and device type, `ports` how many reach the unit."""
     descriptors = [SAM_5, SPC_4, *COMMAND_SET.get(DeviceType(peripheral & 0x1F), [])]
     built: bytes = STANDARD.build(
         {
@@ -62,8 +73,8 @@ def standard_data(
             "version": VERSION_SPC_4,
             "format": HISUP_FORMAT_2 | (NORMACA if aca else 0),
             "additional_length": STANDARD.sizeof() - 5,
-            "protect": TPGS if peripheral == DeviceType.DISK else 0,
-            "ports": 0,
+            "protect": TPGS | THIRD_PARTY_COPY if peripheral == DeviceType.DISK else 0,
+            "ports": MULTIP if ports > 1 else 0,
             "queueing": CMDQUE,
             "vendor": pad(vendor, 8),
             "product": pad(product, 16),
@@ -92,4 +103,5 @@ def inquiry(request: Request) -> bytes:
         definition.revision,
         removable=definition.removable,
         aca=True,
+        ports=len(list(request.logical_unit.target_ports())),
     )

@@ -112,12 +112,15 @@ def _background_scan(unit: LogicalUnit) -> Iterator[Parameter]:
 
 
 def _statistics(unit: LogicalUnit) -> Iterator[Parameter]:
-    """Commands, blocks, and the intervals that commands took; what is weighted by queue depths nobody counts."""
+    """Commands, blocks, and the intervals that commands took; what is weighted by queue depths nobody counts. The unit
+    was idle for at least what is left: commands that overlap are counted as if they had come one after the other."""
     counts, size = _since(unit), unit.medium.block_size
     blocks = (counts.write_bytes // size, counts.read_bytes // size)
     intervals = (counts.read_ns // INTERVAL_NS, counts.write_ns // INTERVAL_NS)
     numbers = (counts.reads, counts.writes, *blocks, *intervals, 0, 0)
     yield 0x0001, BINARY_LIST, b"".join(number.to_bytes(8) for number in numbers)
+    taken = (counts.read_ns + counts.write_ns) // INTERVAL_NS
+    yield _counter(0x0002, max(0, int((time.monotonic() - unit.log_began) * 10**INTERVAL_EXPONENT) - taken))
     yield 0x0003, BINARY_LIST, INTERVAL_EXPONENT.to_bytes(4) + (1).to_bytes(4)
 
 

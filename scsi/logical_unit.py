@@ -160,6 +160,7 @@ class LogicalUnit:
         """what WRITE BUFFER left; as long as it may be once it was written"""
         self.log_base = Counts()
         """what the counters of log pages began at"""
+        self.log_began = time.monotonic()
         self.internal_failures = 0
         self._moving = 0
         self._still: Final = asyncio.Event()
@@ -260,6 +261,7 @@ class LogicalUnit:
     def reset_counters(self) -> None:
         """Of the log pages; what `stats` tells of the unit goes on."""
         self.log_base = self.medium.counts()
+        self.log_began = time.monotonic()
         self.internal_failures = 0
 
     async def set_mode(self, pages: dict[int, bytes]) -> None:

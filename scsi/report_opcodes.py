@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """REPORT SUPPORTED OPERATION CODES (SPC-5 6.35), derived from the command rows."""
 
-from typing import Final
-
-from construct import BitsInteger, BitStruct, Bytes, Flag, GreedyBytes, Int8ub, Int16ub, Int32ub, Padding, Struct
+from construct import BitsInteger, BitStruct, Const, Flag, GreedyBytes, Int8ub, Int16ub, Int32ub, Padding, Struct
 from construct import Prefixed as PrefixedBytes
 
 from vhost_scsi.scsi.commands import Command, find, has_service_actions
@@ -23,9 +21,14 @@ ONE_COMMAND = Struct(
     "flags" / BitStruct("ctdp" / Flag, Padding(4), "support" / BitsInteger(3)),
     "usage" / PrefixedBytes(Int16ub, GreedyBytes),
 )
-# SPC-5 6.35.4: ten bytes follow; zero means that no timeout is indicated.
-TIMEOUTS_DESCRIPTOR = Struct("length" / Int16ub, "timeouts" / Bytes(10))
-NO_TIMEOUTS: Final[bytes] = TIMEOUTS_DESCRIPTOR.build({"length": 10, "timeouts": bytes(10)})
+# SPC-5 6.35.4, in seconds; zero means that no timeout is indicated. Nobody can say what a command takes nominally.
+TIMEOUTS_DESCRIPTOR = Struct(
+    "length" / Const(10, Int16ub),
+    Padding(1),
+    "command_specific" / Const(0, Int8ub),
+    "nominal" / Const(0, Int32ub),
+    "recommended" / Int32ub,
+)
 
 NOT_SUPPORTED, SUPPORTED_AS_IN_A_STANDARD = 0b001, 0b011
 
@@ -39,7 +42,12 @@ def _descriptor(row: Command, *, timeouts: bool) -> bytes:
             "cdb_length": row.cdb_length,
         }
     )
-    return built + (NO_TIMEOUTS if timeouts else b"")
+    return built + (_timeouts(row) if timeouts else b"")
+
+
+def _timeouts(row: Command) -> bytes:
+    built: bytes = TIMEOUTS_DESCRIPTOR.build({"recommended": row.timeout})
+    return built
 
 
 def _all_commands(request: Request, *, timeouts: bool) -> bytes:
@@ -49,14 +57,16 @@ def _all_commands(request: Request, *, timeouts: bool) -> bytes:
 
 
 def _one_command(row: Command | None, *, timeouts: bool) -> bytes:
-    shown = timeouts and row is not None
     built: bytes = ONE_COMMAND.build(
         {
-            "flags": {"ctdp": shown, "support": SUPPORTED_AS_IN_A_STANDARD if row else NOT_SUPPORTED},
+            "flags": {
+                "ctdp": timeouts and row is not None,
+                "support": SUPPORTED_AS_IN_A_STANDARD if row else NOT_SUPPORTED,
+            },
             "usage": row.usage if row else b"",
         }
     )
-    return built + (NO_TIMEOUTS if shown else b"")
+    return built + (_timeouts(row) if timeouts and row is not None else b"")
 
 
 @handles("report_supported_operation_codes")

@@ -198,4 +198,4 @@ def test_every_function_is_there(lu, ok):
     assert ok(lu, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS") == bytes([0b11111100, 0b011, 0, 0])
     data = ok(lu, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", repd=1)
     assert data[3] == 12
-    assert len(data) == 16
+    assert data[4:] == bytes([1, 0, 0, 0]) + (300).to_bytes(4) * 2, "TMFTMOV; half a minute for every function"

@@ -34,7 +34,15 @@ def test_standard_data(lu, ok):
     assert data[0] == 0
     assert data[1] == 0
     assert data[3] & 0x0F == 2
+    assert data[5] == 0x38, "TPGS: implicit and explicit; 3PC"
+    assert data[6] == 0, "one port"
     assert data[8:36] == b"VHOST   SCSI DISK       0001"
+
+
+def test_a_unit_at_several_ports_says_so(lu, ok):
+    ports = [TargetPort(f"port{number}", UUID(int=number), number, tuple) for number in (1, 2)]
+    lu.unit.target_ports = lambda: ports
+    assert ok(lu, "INQUIRY")[6] == 0x10
 
 
 def test_standard_data_names_the_standards(lu, ok):

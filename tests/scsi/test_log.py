@@ -71,6 +71,10 @@ def test_statistics_and_their_reset(lu, ok):
         return [int.from_bytes(value[at : at + 8]) for at in range(0, 32, 8)]
 
     assert told() == [3, 2, 4, 9]
+    lu.unit.log_began -= 10
+    found = parameters(log(ok, lu, 0x19))
+    assert {code: len(value) for code, value in found.items()} == {1: 64, 2: 8, 3: 8}
+    assert int.from_bytes(found[2]) >= 10_000_000 - 12_352, "what commands did not take of ten seconds"
     ok(lu, "LOG SELECT")
     ok(lu, "LOG SELECT", pcr=1, page_code=0x0E)
     assert told() == [3, 2, 4, 9]

@@ -30,10 +30,17 @@ def test_all_commands(lu, ok):
     assert found == expected
 
 
+def timeouts(seconds):
+    return bytes([0, 10]) + bytes(6) + seconds.to_bytes(4)
+
+
 def test_all_commands_with_timeouts(lu, ok):
+    wanted = {(row.opcode, row.service_action or 0): row.timeout for row in COMMANDS}
+    assert set(wanted.values()) == {30, 3600, 24 * 3600}
     for descriptor in all_commands(ok(lu, RSOC, rctd=1), 20):
         assert descriptor[5] & 0x02
-        assert descriptor[8:] == bytes([0, 10]) + bytes(10)
+        row = descriptor[0], int.from_bytes(descriptor[2:4])
+        assert descriptor[8:] == timeouts(wanted[row])
 
 
 @by_name
@@ -52,7 +59,9 @@ def test_one_command_gives_its_usage_data(lu, ok, row):
 def test_one_command_with_timeouts(lu, ok):
     data = ok(lu, RSOC, reporting_options=1, rctd=1, requested_operation_code=0x12)
     assert data[:4] == bytes([0, 0x83, 0, 6])
-    assert data[10:] == bytes([0, 10]) + bytes(10)
+    assert data[10:] == timeouts(30)
+    data = ok(lu, RSOC, reporting_options=1, rctd=1, requested_operation_code=0x04)
+    assert data[10:] == timeouts(24 * 3600)
 
 
 @pytest.mark.parametrize(
