@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import secrets
 import tomllib
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from vhost_scsi.daemon import durable
 from vhost_scsi.daemon.config import ISCSI_PLACE, DaemonConfig
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
-
-MODE: Final = 0o600
 
 
 def plain_tables(config: DaemonConfig) -> dict[str, Any]:
@@ -170,24 +170,10 @@ def read(path: str) -> str:
 def write(path: str, text: str) -> None:
     """Makes `text` the file's content, durable and all at once; a link stays one. Raises ConfigError, and nothing has
     changed then."""
-    real = os.path.realpath(path)
+    real = Path(os.path.realpath(path))
+    fresh = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
     try:
-        mode = os.stat(real).st_mode & 0o777 if os.path.exists(real) else MODE
-        fd, fresh = tempfile.mkstemp(prefix=f".{os.path.basename(real)}.", dir=os.path.dirname(real))
-        try:
-            with os.fdopen(fd, "w") as handle:
-                handle.write(text)
-                handle.flush()
-                os.fchmod(fd, mode)
-                os.fsync(fd)
-            os.rename(fresh, real)
-        except BaseException:
-            os.unlink(fresh)
-            raise
-        directory = os.open(os.path.dirname(real), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        mode = real.stat().st_mode & 0o777 if real.exists() else durable.PRIVATE_FILE
+        durable.replace(real, text.encode(), fresh=fresh, mode=mode)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

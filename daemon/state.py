@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from vhost_scsi.daemon import durable
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.target.port_ids import LAST, allot
 
@@ -118,34 +119,16 @@ class State:
 
     def _write(self, values: dict[str, Any]) -> None:
         path, fresh = self.directory / FILE, self.directory / f"{FILE}.new"
-        data = json.dumps(values, indent=2, sort_keys=True).encode() + b"\n"
         try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                # A disk that fills up takes a part, and says so only when the rest comes.
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(fresh, path)
-            self._sync_directory()
+            durable.replace(path, json.dumps(values, indent=2, sort_keys=True).encode() + b"\n", fresh=fresh)
         except OSError as error:
             raise ConfigError(f"state directory: {path}: {error.strerror}") from error
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time; held for a few milliseconds."""
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.make_directory(self.directory)
             fd = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise ConfigError(f"state directory: {self.directory}: {error.strerror}") from error

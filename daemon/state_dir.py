@@ -26,6 +26,7 @@ from uuid import UUID
 
 from construct import Bytes, Const, ConstructError, GreedyBytes, Int16ub, Int32ub, Struct
 
+from vhost_scsi.daemon import durable
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi.saved_state import SavedStateDamaged, SavedStateError
 
@@ -98,7 +99,7 @@ class BlobDirectory:
         """Becomes the one writer, as long as this process lives or until `close`. False: another process is it."""
         if self._lock is not None:
             return True
-        self._make(self.directory)
+        durable.make_directory(self.directory)
         fd = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,45 +111,18 @@ class BlobDirectory:
 
     def write(self, name: str, raw: bytes) -> None:
         """Durable on return. The caller is the writer."""
-        fresh = self.directory / f"{name}{FRESH}"
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            rest = memoryview(raw)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(fresh, self.directory / name)
-        _sync_directory(self.directory)
+        durable.replace(self.directory / name, raw, fresh=self.directory / f"{name}{FRESH}")
 
     def remove(self, name: str) -> None:
         """As `write`; no error if it is not there."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.directory / name)
-            _sync_directory(self.directory)
+            durable.sync_directory(self.directory)
 
     def close(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _make(self, directory: Path) -> None:
-        """With its parents; each is durable in its own parent before anything is put into it."""
-        if directory.is_dir():
-            return
-        self._make(directory.parent)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
-        _sync_directory(directory.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class UnitState:

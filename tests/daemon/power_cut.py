@@ -4,6 +4,7 @@ gives every content that the directory may have after the power failed behind an
 
 What counts as lost is as bad as POSIX lets it be: each name and each file has its new content for sure only after an
 fsync of the directory or the file; before, either may be there or not, in any combination, and bytes in part or zero.
+A directory is a name in its parent like any other: if that is lost, so is all that is in it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+Content = tuple[tuple[str, bytes | None], ...]
+"""paths below the watched directory in their order, each with its bytes; None: a directory"""
 
 
 @dataclass
@@ -35,70 +39,135 @@ class Inode:
 
 @dataclass
 class Directory:
-    """Names to inodes, as a reader sees them; and for each name what it may be after a crash."""
+    """Names to inodes and directories, as a reader sees them; and for each name what it may be after a crash."""
 
-    now: dict[str, Inode] = field(default_factory=dict)
-    may: dict[str, list[Inode | None]] = field(default_factory=dict)
+    now: dict[str, Inode | Directory] = field(default_factory=dict)
+    may: dict[str, list[Inode | Directory | None]] = field(default_factory=dict)
 
-    def set(self, name: str, inode: Inode | None) -> None:
-        self.may.setdefault(name, [self.now.get(name)]).append(inode)
-        if inode is None:
+    def set(self, name: str, node: Inode | Directory | None) -> None:
+        self.may.setdefault(name, [self.now.get(name)]).append(node)
+        if node is None:
             self.now.pop(name, None)
         else:
-            self.now[name] = inode
+            self.now[name] = node
 
     def sync(self) -> None:
         self.may.clear()
 
+    def contents(self, prefix: str = "") -> Iterator[Content]:
+        choices: list[set[Content]] = []
+        for name in sorted({*self.now, *self.may}):
+            path = f"{prefix}{name}"
+            one: set[Content] = set()
+            for node in self.may.get(name) or [self.now.get(name)]:
+                if node is None:
+                    one.add(())
+                elif isinstance(node, Inode):
+                    one |= {((path, data),) for data in node.may_be()}
+                else:
+                    one |= {((path, None), *below) for below in node.contents(f"{path}/")}
+            choices.append(one)
+        for combination in itertools.product(*choices):
+            yield tuple(itertools.chain.from_iterable(combination))
+
+
+def _scan(path: Path) -> Directory:
+    found = Directory()
+    for each in path.iterdir():
+        if each.is_dir():
+            found.now[each.name] = _scan(each)
+        else:
+            data = each.read_bytes()
+            found.now[each.name] = Inode(data, data)
+    return found
+
 
 class Disk:
-    """Watches the directory `root`, which the writer's files lie in directly."""
+    """Watches the directory `root` with all that is below it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.directory = Directory()
+        self.directory = _scan(root)
         self.open: dict[int, Inode | Directory] = {}
         self.calls: list[str] = []
-        self.states: list[set[tuple[tuple[str, bytes], ...]]] = []
-        for path in root.iterdir():
-            data = path.read_bytes()
-            self.directory.now[path.name] = Inode(data, data)
+        self.states: list[set[Content]] = []
 
     def note(self, call: str) -> None:
         self.calls.append(call)
-        self.states.append(set(self._contents()))
+        self.states.append(set(self.directory.contents()))
 
-    def _contents(self) -> Iterator[tuple[tuple[str, bytes], ...]]:
-        names = sorted({*self.directory.now, *self.directory.may})
-        choices = []
-        for name in names:
-            inodes = self.directory.may.get(name) or [self.directory.now.get(name)]
-            one: set[bytes | None] = set()
-            for inode in inodes:
-                one |= {None} if inode is None else inode.may_be()
-            choices.append(one)
-        for combination in itertools.product(*choices):
-            yield tuple((name, data) for name, data in zip(names, combination, strict=True) if data is not None)
+    def find(self, path: Path) -> Directory | None:
+        """The directory with that path; None where it is not ours."""
+        if not path.is_relative_to(self.root):
+            return None
+        node: Inode | Directory | None = self.directory
+        for name in path.relative_to(self.root).parts:
+            node = node.now.get(name) if isinstance(node, Directory) else None
+        return node if isinstance(node, Directory) else None
+
+    # ---- what the writer calls -------------------------------------------------------------------------------------
+
+    def opened(self, fd: int, path: Path, flags: int) -> None:
+        if flags & os.O_DIRECTORY:
+            found = self.find(path)
+            if found is not None:
+                self.open[fd] = found
+            return
+        parent = self.find(path.parent)
+        if parent is None or not flags & (os.O_WRONLY | os.O_RDWR):
+            return
+        inode = parent.now.get(path.name)
+        if not isinstance(inode, Inode):
+            inode = Inode()
+            parent.set(path.name, inode)
+        if flags & os.O_TRUNC:
+            inode.now = b""
+        self.open[fd] = inode
+        self.note(f"open {path.name}")
+
+    def wrote(self, fd: int, data: bytes) -> None:
+        inode = self.open.get(fd)
+        if isinstance(inode, Inode):
+            inode.now += data
+            self.note("write")
+
+    def synced(self, fd: int) -> None:
+        found = self.open.get(fd)
+        if isinstance(found, Inode):
+            found.sure = found.now
+            self.note("fsync file")
+        elif isinstance(found, Directory):
+            found.sync()
+            self.note("fsync directory")
+
+    def renamed(self, source: Path, target: Path) -> None:
+        parent = self.find(source.parent)
+        if parent is not None:
+            assert source.parent == target.parent, "from one directory to another"
+            parent.set(target.name, parent.now[source.name])
+            parent.set(source.name, None)
+            self.note("rename")
+
+    def removed(self, path: Path) -> None:
+        parent = self.find(path.parent)
+        if parent is not None:
+            parent.set(path.name, None)
+            self.note("unlink")
+
+    def made(self, path: Path) -> None:
+        parent = self.find(path.parent)
+        if parent is not None:
+            parent.set(path.name, Directory())
+            self.note(f"mkdir {path.name}")
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         real: dict[str, Any] = {
-            name: getattr(os, name) for name in ("open", "close", "write", "fsync", "rename", "unlink")
+            name: getattr(os, name) for name in ("open", "close", "write", "fsync", "rename", "unlink", "mkdir")
         }
 
         def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
             fd: int = real["open"](path, flags, *rest, **more)
-            found = Path(path)
-            if found == self.root:
-                self.open[fd] = self.directory
-            elif found.parent == self.root and flags & (os.O_WRONLY | os.O_RDWR):
-                inode = self.directory.now.get(found.name)
-                if inode is None:
-                    inode = Inode()
-                    self.directory.set(found.name, inode)
-                if flags & os.O_TRUNC:
-                    inode.now = b""
-                self.open[fd] = inode
-                self.note(f"open {found.name}")
+            self.opened(fd, Path(path), flags)
             return fd
 
         def closed(fd: int) -> None:
@@ -109,48 +178,46 @@ class Disk:
             # Never all at once: what comes between two writes is a moment of its own.
             part = bytes(data)[: max(1, (len(data) + 1) // 2)]
             count: int = real["write"](fd, part)
-            inode = self.open.get(fd)
-            if isinstance(inode, Inode):
-                inode.now += part[:count]
-                self.note("write")
+            self.wrote(fd, part[:count])
             return count
 
         def synced(fd: int) -> None:
             real["fsync"](fd)
-            found = self.open.get(fd)
-            if isinstance(found, Inode):
-                found.sure = found.now
-                self.note("fsync file")
-            elif isinstance(found, Directory):
-                found.sync()
-                self.note("fsync directory")
+            self.synced(fd)
 
         def renamed(source: Any, target: Any) -> None:
             real["rename"](source, target)
-            inode = self.directory.now[Path(source).name]
-            self.directory.set(Path(target).name, inode)
-            self.directory.set(Path(source).name, None)
-            self.note("rename")
+            self.renamed(Path(source), Path(target))
 
         def removed(path: Any) -> None:
             real["unlink"](path)
-            self.directory.set(Path(path).name, None)
-            self.note("unlink")
+            self.removed(Path(path))
 
-        for name, fake in (
-            ("open", opened),
-            ("close", closed),
-            ("write", wrote),
-            ("fsync", synced),
-            ("rename", renamed),
-            ("unlink", removed),
-        ):
-            patch.setattr(os, name, fake)
+        def made(path: Any, *rest: Any) -> None:
+            real["mkdir"](path, *rest)
+            self.made(Path(path))
+
+        for fake in (opened, closed, wrote, synced, renamed, removed, made):
+            patch.setattr(os, _NAMES[fake.__name__], fake)
 
 
-def lay_out(directory: Path, content: tuple[tuple[str, bytes], ...]) -> None:
+_NAMES = {
+    "opened": "open",
+    "closed": "close",
+    "wrote": "write",
+    "synced": "fsync",
+    "renamed": "rename",
+    "removed": "unlink",
+    "made": "mkdir",
+}
+
+
+def lay_out(directory: Path, content: Content) -> None:
     """Makes the directory have that content and nothing else."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     for name, data in content:
-        (directory / name).write_bytes(data)
+        if data is None:
+            (directory / name).mkdir()
+        else:
+            (directory / name).write_bytes(data)
