@@ -70,5 +70,12 @@ class Cluster:
     def id(self, name):
         return self.itls[name].nexus.id
 
+    @property
+    def state(self):
+        return self.rig.unit.reservations.state
+
+    def reset(self):
+        self.run(self.rig.unit.logical_unit_reset())
+
     def close(self):
         self.loop.close()
