@@ -42,12 +42,17 @@ class Sample:
     engine: str
 
 
-def build() -> Path:
-    command = ["make", "--no-print-directory", "-s", "-C", str(ROOT / "core"), f"PYTHON={sys.executable}", "bench"]
+def program_of(tree: Path) -> Path:
+    return tree / PROGRAM.relative_to(ROOT)
+
+
+def build(tree: Path = ROOT) -> Path:
+    """The program, with the data plane of that tree."""
+    command = ["make", "--no-print-directory", "-s", "-C", str(tree / "core"), f"PYTHON={sys.executable}", "bench"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise BenchError(f"the data plane does not compile:\n{result.stdout}{result.stderr}")
-    return PROGRAM
+        raise BenchError(f"the data plane of {tree} does not compile:\n{result.stdout}{result.stderr}")
+    return program_of(tree)
 
 
 def cpus() -> tuple[int, int]:
@@ -58,10 +63,10 @@ def cpus() -> tuple[int, int]:
     return usable[0], usable[1]
 
 
-def run(case: Case, *options: str) -> Sample:
-    """One sample; more options of the C program may follow."""
+def run(case: Case, *options: str, tree: Path = ROOT) -> Sample:
+    """One sample of what `build` made; more options of the C program may follow."""
     result = subprocess.run(
-        [str(PROGRAM), *case.options(), *options], capture_output=True, text=True, timeout=120, check=False
+        [str(program_of(tree)), *case.options(), *options], capture_output=True, text=True, timeout=120, check=False
     )
     if result.returncode:
         raise BenchError(f"{case.name}: {result.stderr.strip() or f'exit code {result.returncode}'}")

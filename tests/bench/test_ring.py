@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from bench import ring, summary
+from bench import pairs, ring, summary
 from bench.cases import CASES, RATIOS, Case, Ratio
 
 REQUESTS = 3000
@@ -127,3 +128,30 @@ def test_the_command_prints_json() -> None:
     (row,) = found["cases"]
     (sample,) = row["samples"]
     assert sample["submitted"] == sample["completed"] == sample["served"] > 0
+
+
+def test_the_interval_of_a_median_is_made_of_order_statistics() -> None:
+    """The table of the sign test: of 20 values the 6th to the 15th, of fewer than six all."""
+    found = pairs.interval([float(number) for number in range(20, 0, -1)])
+    assert (found.low, found.median, found.high, found.pairs) == (6, 10.5, 15, 20)
+    assert pairs.interval([3.0, 1.0, 2.0]) == pairs.Interval(1.0, 2.0, 3.0, 3)
+
+
+def test_pairs_take_turns_and_a_tree_is_as_fast_as_itself() -> None:
+    found = pairs.measure(CASES[0], ring.ROOT, 2, [*SMALL, "--inline"])
+    assert len(found) == 2
+    for one, other in found:
+        counts_add_up(one, CASES[0])
+        counts_add_up(other, CASES[0])
+
+
+def test_a_pair_that_was_disturbed_is_left_out() -> None:
+    assert pairs.quotients([(sample_of(10), sample_of(5)), (sample_of(0), sample_of(5))]) == [2.0]
+    assert "no pair" in pairs.line("a", None, 2)
+    assert "2.000 of the other tree, 1.000 to 3.000 (5 of 7 pairs)" in pairs.line("a", pairs.Interval(1, 2, 3, 5), 7)
+
+
+def test_pairs_of_a_tree_that_is_no_tree(tmp_path: Path) -> None:
+    result = CliRunner().invoke(pairs.main, [str(tmp_path)])
+    assert result.exit_code == 1
+    assert "does not compile" in result.stderr
