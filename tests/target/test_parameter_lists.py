@@ -48,4 +48,6 @@ def test_write_long_brings_a_block(live: Live, name: str) -> None:
         assert host.ok(read10(7, 1), in_len=BLOCK) == data
         host.ok(cdb_of(name, lba=7, wr_uncor=1))
         host.fails(sense.READ_ERROR_LBA_MARKED_BAD_BY_APPLICATION_CLIENT, read10(7, 1), in_len=BLOCK)
+        host.ok(cdb_of(name, lba=7, byte_transfer_length=BLOCK), data)
+        assert host.ok(read10(7, 1), in_len=BLOCK) == data, "what is written is good again"
         assert host.ok(cdb_of("READ LONG(10)", lba=8, byte_transfer_length=BLOCK), in_len=BLOCK) == bytes(BLOCK)

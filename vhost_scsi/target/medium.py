@@ -135,6 +135,9 @@ class StoreMedium:
     async def write(self, lba: int, data: bytes) -> None:
         with _as_sense():
             await self.store.write(lba * self.block_size, data)
+        # SBC-4 5.44: what was written is no longer marked, whoever wrote it.
+        if self.lu is not None:
+            lib.vs_lu_clear_bad(self.lu, lba, len(data) // self.block_size)
 
     async def zero(self, lba: int, blocks: int, *, may_unmap: bool) -> None:
         with _as_sense():
