@@ -64,7 +64,7 @@ def test_random_commands_always_get_a_proper_outcome(lu, is_proper, cdb, attribu
 def test_random_mode_parameters_always_get_a_proper_outcome(lu, is_proper, data, command, off):
     length = max(0, min(len(data) + off, 255))
     assert is_proper(lu.outcome(command, pf=1, parameter_list_length=length, data_out=data))
-    for page in PAGES:
+    for page in lu.unit.mode_pages():  # a code that a disk and a drive have is two rows of PAGES
         current = lu.unit.mode.current(page)
         assert len(current) == len(page.default)
         assert all((new ^ old) & ~mask == 0 for new, old, mask in zip(current, page.default, page.mask, strict=True))
