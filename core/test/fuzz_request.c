@@ -2,7 +2,8 @@
 /*
  * Requests of a hostile guest through a virtio-scsi device, from the ring to the store and back, with a control side that answers, closes and
  * opens gates, aborts and stops in between. Guest memory is heap blocks of their exact size, and so is the medium, so ASan sees a byte outside.
- * Workers have no threads: an input does the same each time. Rings themselves are fuzz_vring.c's; here they are well-formed, chains may not be.
+ * Workers have no threads: an input does the same each time. Rings themselves are fuzz_vring.c's; here they are well-formed, of either layout and
+ * used in any order or in order as the input has it; chains may not be.
  *
  * Input: 4 bytes of configuration, then steps, as below; the same bytes from the end backwards fill the guest's data. Missing bytes read as 0.
  */
@@ -10,6 +11,7 @@
 
 #include "check.h"
 #include "vdev_rig.h"
+#include "vring.h"
 
 enum { QUEUES = 4, SIZE = 64, SLOTS = 8, DIRECT = SIZE / SLOTS, INDIRECT = 24, STEPS = 32, FUZZ_BLOCKS = 64, TASKS = 64 };
 enum { RING_BYTES = 4096, TABLES_BYTES = SLOTS * INDIRECT * 16, RINGS = QUEUES * (RING_BYTES + TABLES_BYTES), PIECE = 8192, REGIONS = 3 };
@@ -33,15 +35,18 @@ struct ring {
 	struct vs_vring_desc *desc;
 	struct vs_vring_avail *avail;
 	struct vs_vring_used *used;
-	uint16_t avail_idx, used_idx;
+	uint16_t avail_idx, used_idx; /* packed: places */
 	bool busy[SLOTS], stopped;
 	uint64_t in_length[SLOTS];
+	uint32_t span[SLOTS];
+	uint8_t order[SLOTS];         /* in-order use: slots as they were offered, the oldest first */
+	uint32_t norder;
 };
 
 static struct unit u;
 static struct {
 	vs_vdev *vdev;
-	uint32_t cdb_size, sense_size;
+	uint32_t cdb_size, sense_size, features;
 	struct vs_mapping regions[REGIONS], *sorted[REGIONS];
 	struct vs_memmap map;
 	struct ring rings[QUEUES];
@@ -130,17 +135,44 @@ static uint8_t *guest(uint64_t addr)
 	return NULL;
 }
 
-/* Each head comes back once, with no more bytes written than it has room for. */
+/* Each comes back once, with no more bytes written than it has room for, and in its turn. */
+static void came_back(struct ring *r, uint32_t slot, uint32_t length)
+{
+	CHECK(slot < SLOTS && r->busy[slot]);
+	CHECK(length <= r->in_length[slot]);
+	r->busy[slot] = false;
+	if (!(f.features & VS_RING_IN_ORDER))
+		return;
+	CHECK(r->norder && r->order[0] == slot);
+	memmove(r->order, r->order + 1, --r->norder);
+}
+
+static void check_used_packed(struct ring *r)
+{
+	for (;;) {
+		const struct vs_packed_desc *d = &((struct vs_packed_desc *)r->desc)[vs_packed_index(r->used_idx)];
+
+		if (!vs_packed_is_used(d->flags, r->used_idx))
+			return;
+		CHECK(!!d->len == !!(d->flags & VS_DESC_WRITE));
+		came_back(r, d->id, d->len);
+		r->used_idx = vs_packed_forward(r->used_idx, r->span[d->id], SIZE);
+	}
+}
+
 static void check_used(struct ring *r)
 {
 	if (r->stopped || !r->used)
 		return;
+	if (f.features & VS_RING_PACKED) {
+		check_used_packed(r);
+		return;
+	}
 	while (r->used_idx != r->used->idx) {
 		struct vs_vring_used_elem *e = &r->used->ring[r->used_idx++ % SIZE];
 
-		CHECK(e->id < SIZE && e->id % DIRECT == 0 && r->busy[e->id / DIRECT]);
-		CHECK(e->len <= r->in_length[e->id / DIRECT]);
-		r->busy[e->id / DIRECT] = false;
+		CHECK(e->id % DIRECT == 0);
+		came_back(r, e->id / DIRECT, e->len);
 	}
 }
 
@@ -199,6 +231,32 @@ static uint64_t any_address(struct input *in)
 	return DATA_ADDR + get(in, 2) % (2 * PIECE + 16);
 }
 
+/* From the next descriptor on, the first one's flags last (2.8.21.1). */
+static void offer_packed(struct ring *r, uint32_t slot, const struct vs_vring_desc *d, uint32_t n)
+{
+	struct vs_packed_desc *ring = (struct vs_packed_desc *)r->desc;
+
+	for (uint32_t i = n; i-- > 0;) {
+		uint16_t at = vs_packed_forward(r->avail_idx, i, SIZE);
+
+		ring[vs_packed_index(at)] = (struct vs_packed_desc){ d[i].addr, d[i].len, (uint16_t)slot, (uint16_t)(d[i].flags | vs_packed_avail_flags(at)) };
+	}
+	r->avail_idx = vs_packed_forward(r->avail_idx, n, SIZE);
+	r->span[slot] = n;
+}
+
+static void offer_packed_table(struct ring *r, uint32_t slot, uint64_t table, struct vs_vring_desc *d, uint32_t n)
+{
+	struct vs_vring_desc one = { table, 16 * n, VS_DESC_INDIRECT, 0 };
+
+	for (uint32_t i = 0; i < n; i++) {
+		d[i].next = d[i].flags & VS_DESC_WRITE; /* the flags stand where next is in a split ring */
+		d[i].flags = 0;
+	}
+	memcpy(guest(table), d, 16 * n);
+	offer_packed(r, slot, &one, 1);
+}
+
 /* One chain in its slot: well-formed as a ring has it; lengths, places and directions are the input's. */
 static void request(struct input *in, uint32_t queue)
 {
@@ -232,6 +290,16 @@ static void request(struct input *in, uint32_t queue)
 		put_header(d, nout, header, make_header(in, header));
 	for (uint32_t i = 0; i < n; i++)
 		r->in_length[slot] += i >= nout ? d[i].len : 0;
+	r->busy[slot] = true;
+	if (f.features & VS_RING_IN_ORDER)
+		r->order[r->norder++] = (uint8_t)slot;
+	if (f.features & VS_RING_PACKED) {
+		if (shape & 0x80)
+			offer_packed_table(r, slot, tables + slot * INDIRECT * 16, d, n);
+		else
+			offer_packed(r, slot, d, n);
+		return;
+	}
 	if (shape & 0x80) {
 		uint64_t table = tables + slot * INDIRECT * 16;
 
@@ -245,7 +313,6 @@ static void request(struct input *in, uint32_t queue)
 			r->desc[slot * DIRECT + i] = d[i];
 		}
 	}
-	r->busy[slot] = true;
 	r->avail->ring[r->avail_idx++ % SIZE] = (uint16_t)(slot * DIRECT);
 	r->avail->idx = r->avail_idx;
 }
@@ -256,12 +323,15 @@ static void ring_start(uint32_t i)
 {
 	uint64_t at = RINGS_ADDR + i * RING_BYTES;
 	struct vs_queue_params p = { .desc = at ^ USER_XOR, .avail = (at + AVAIL_AT) ^ USER_XOR, .used = (at + USED_AT) ^ USER_XOR, .size = SIZE,
-				     .features = VS_RING_INDIRECT | VS_RING_VERSION_1, .worker = i % UNIT_WORKERS, .kick_fd = -1, .call_fd = -1,
+				     .features = f.features, .worker = i % UNIT_WORKERS, .kick_fd = -1, .call_fd = -1,
 				     .err_fd = -1, .enabled = 1 };
 	uint32_t want = f.done + 1;
 
+	if (f.features & VS_RING_PACKED)
+		p.base = VS_PACKED_WRAP * 0x10001u;
 	memset(guest(at), 0, RING_BYTES);
 	f.rings[i] = (struct ring){ .desc = (void *)guest(at), .avail = (void *)guest(at + AVAIL_AT), .used = (void *)guest(at + USED_AT) };
+	f.rings[i].avail_idx = f.rings[i].used_idx = (uint16_t)p.base;
 	CHECK_EQ(vs_queue_start(f.vdev, i, &p, &f.map, 1), 0);
 	wait_done(want);
 }
@@ -287,6 +357,8 @@ static void machine_up(struct input *in, const uint8_t *data, size_t size)
 	memset(&f, 0, sizeof(f));
 	f.cdb_size = params.cdb_size = cdb_sizes[how & 3];
 	f.sense_size = params.sense_size = sense_sizes[how >> 2 & 3];
+	f.features = VS_RING_INDIRECT | VS_RING_VERSION_1 | (how & 16 ? VS_RING_PACKED : 0) | (how & 32 ? VS_RING_IN_ORDER : 0) |
+		     (how & 64 ? VS_RING_EVENT_IDX : 0);
 	region(0, RINGS_ADDR, RINGS);
 	region(1, DATA_ADDR, PIECE);
 	region(2, DATA_ADDR + PIECE, PIECE);

@@ -12,7 +12,7 @@
 #include "core.h"
 #include "vring.h"
 
-enum { PIECE = 4096, INLINE = 4, STEPS = 64, HEADER = 24, CODE = STEPS * 4 };
+enum { PIECE = 4096, INLINE = 4, STEPS = 64, HEADER = 24, CODE = STEPS * 4, LATE = 8 };
 
 /* Guest addresses: neighbours, or with a hole, or at the very end of the address space. */
 static const uint64_t places[4][2] = { { 0, PIECE }, { 0x10000, 0x20000 }, { 0ull - 2 * PIECE, 0ull - PIECE }, { PIECE, 0 } };
@@ -41,6 +41,8 @@ struct machine {
 	struct vs_vring ring;
 	struct vs_worker *w;
 	struct iovec inline_iov[INLINE];
+	struct { uint32_t head, span, written; } late[LATE]; /* taken, and given back the last first */
+	uint32_t nlate;
 };
 
 static bool inside(const struct machine *m, const struct iovec *v)
@@ -83,8 +85,23 @@ static void check_places(const struct vs_vring *r)
 	MUST(r->held <= r->size && vs_packed_distance(r->used_idx, r->last_avail, r->size) == r->held);
 }
 
+static void check_order(const struct vs_vring *r)
+{
+	MUST(r->order_n <= r->size && r->order_first < r->size);
+}
+
+static void give_late(struct machine *m)
+{
+	while (m->nlate) {
+		m->nlate--;
+		vs_vring_push(&m->ring, m->late[m->nlate].head, m->late[m->nlate].span, m->late[m->nlate].written);
+		check_places(&m->ring);
+		check_order(&m->ring);
+	}
+}
+
 /* Takes what is there. 0 or the rule that broke. */
-static int take_all(struct machine *m, bool write, bool unpop)
+static int take_all(struct machine *m, bool write, bool unpop, bool late)
 {
 	int n = vs_vring_available(&m->ring);
 
@@ -114,9 +131,17 @@ static int take_all(struct machine *m, bool write, bool unpop)
 		if (write && c.nin)
 			vs_iov_fill(c.iov + c.nout, (int)c.nin, 0, 0xa5, 1);
 		use_chain(m, &c);
+		if (late && m->nlate < LATE) {
+			m->late[m->nlate].head = c.head;
+			m->late[m->nlate].span = c.span;
+			m->late[m->nlate++].written = (uint32_t)c.in_length;
+			continue;
+		}
 		vs_vring_push(&m->ring, c.head, c.span, (uint32_t)c.in_length);
 		check_places(&m->ring);
 	}
+	if (!late)
+		give_late(m);
 	return n;
 }
 
@@ -161,7 +186,7 @@ static void step(struct machine *m, uint32_t code, int *broken)
 		break;
 	default:
 		if (!*broken)
-			*broken = take_all(m, code & 8, code & 16);
+			*broken = take_all(m, code & 8, code & 16, code & 32);
 	}
 }
 
@@ -172,7 +197,7 @@ static void run(struct machine *m, struct input *header, struct input *code)
 	int broken = 0, err;
 
 	p.size = 1u << (get(header, 1) & 15);
-	p.features = (uint32_t)get(header, 1) & (VS_RING_EVENT_IDX | VS_RING_INDIRECT | VS_RING_PACKED);
+	p.features = (uint32_t)get(header, 1) & (VS_RING_EVENT_IDX | VS_RING_INDIRECT | VS_RING_PACKED | VS_RING_IN_ORDER);
 	p.base = (uint32_t)get(header, 2);
 	if (p.features & VS_RING_PACKED) {
 		/* No ring of this memory is so long that bit 14 is of a place. It says that all is still held. */
@@ -196,8 +221,17 @@ static void run(struct machine *m, struct input *header, struct input *code)
 		     err == -VS_RULE_RING_BASE);
 		return;
 	}
+	if (p.features & VS_RING_IN_ORDER)
+		MUST((m->ring.order = calloc(p.size, sizeof(*m->ring.order))) != NULL);
 	for (int i = 0; i < STEPS && code->n; i++)
 		step(m, (uint32_t)get(code, 4), &broken);
+	give_late(m);
+	if (p.features & VS_RING_IN_ORDER) {
+		/* All that was taken has been given back, and nothing waits for its turn. */
+		MUST(m->ring.order_n == 0);
+		vs_vring_reset(&m->ring);
+		free(m->ring.order);
+	}
 }
 
 static void free_lists(struct vs_worker *w)
