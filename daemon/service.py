@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import config_save, control, methods, state, systemd, units
+from vhost_scsi.daemon import config_save, control, kept_media, methods, state, systemd, units
 from vhost_scsi.daemon.client import socket_path
 from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
@@ -137,6 +137,7 @@ class Service:
         self._exits.push_async_callback(self._blobs.close)
         self.target = Target(self.core, self._kept)
         self._exits.push_async_callback(self.target.close)
+        self.config = await self._with_kept_media()
         units.check_shared(self.config.lu)
         await self.add_units(self.config.lu)
         await self._add_ports()
@@ -177,6 +178,17 @@ class Service:
         if self.config.state_dir:
             return Path(self.config.state_dir)
         return state.default_directory(self.config.name)
+
+    async def _with_kept_media(self) -> DaemonConfig:
+        """What runs, with what was put into drives when they ran before."""
+        drives = {name: lu for name, lu in self.config.lu.items() if lu.has_drive}
+        nameless = {name: units.unit_identity(name, lu) for name, lu in drives.items() if lu.uuid is None}
+        made = await asyncio.to_thread(self._kept.uuids_of, nameless)
+        found = dict(self.config.lu)
+        for name, lu in drives.items():
+            self._saved[name] = await self._blobs.unit(lu.uuid or made[name])
+            found[name] = await kept_media.recall(self.core, name, lu, self._saved[name])
+        return self.config.model_copy(update={"lu": found})
 
     async def add_units(self, wanted: Mapping[str, LuConfig]) -> None:
         """Opens the units' stores; ConfigError where one cannot be, and none is added then."""
@@ -222,7 +234,7 @@ class Service:
                 device_type=DeviceType.CD_DVD if is_drive else DeviceType.DISK,
                 removable=lu.has_drive,
             )
-            saved = await self._blobs.unit(spec.uuid)
+            saved = self._saved.pop(name, None) or await self._blobs.unit(spec.uuid)
             await self.target.add_lu(spec, store, saved)
         except BaseException:
             if store is not None:
@@ -239,6 +251,8 @@ class Service:
             units.check_shared(fresh.lu)
             done = await work(self.target.units[name])
             self.config = fresh
+            if name in self.loaded.lu:
+                await kept_media.keep(name, self.loaded.lu[name], lu, self._saved[name])
         return done
 
     async def close_unit(self, name: str, unit: Unit) -> None:
@@ -288,6 +302,8 @@ class Service:
         """Stops rings, ends requests, flushes and closes stores, removes the sockets."""
         async with self.changing:
             self._closing = True
+        for unit in self.target.units.values():
+            unit.logical_unit.leave()
         if self._control is not None:
             # Nobody may ask about what is being taken down.
             await self._control.hang_up()

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from vhost_scsi.scsi import sense
 from vhost_scsi.scsi.commands import Command
 from vhost_scsi.scsi.sense import CheckCondition, FieldPointer
-from vhost_scsi.scsi.task import Task
+from vhost_scsi.scsi.task import Execute, Task
 
 if TYPE_CHECKING:
     from vhost_scsi.scsi.logical_unit import LogicalUnit
     from vhost_scsi.scsi.nexus import ITL
 
-Exclusive = Coroutine[Any, Any, bytes]
+Exclusive = Coroutine[Any, Any, bytes | Execute]
+"""gives data-in; or a media command that C may run now"""
 
 
 @dataclass(frozen=True, slots=True)

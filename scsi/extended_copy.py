@@ -155,6 +155,7 @@ async def _segment(targets: list[ITL | None], segment: Segment, number: int, cop
         async with source.unit.moving(), target.unit.moving():
             data = await source.unit.medium.read(source.lba + at, blocks)
             await target.unit.medium.write(target.lba + at, data)
+            await target.unit.marked.written(target.lba + at, len(data) // target.unit.medium.block_size)
         copy.moved += len(data)
 
 

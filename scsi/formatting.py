@@ -105,7 +105,7 @@ async def _carry_out(unit: LogicalUnit, operation: Operation, plan: Plan) -> Non
         for each in plan.passes:
             await _over(unit, operation, each, wait)
         await unit.medium.flush()
-        unit.medium.clear_bad()
+        await unit.marked.forget_all()
         left = None
     finally:
         unit.readiness.end(left, may_leave=plan.may_leave)

@@ -55,6 +55,7 @@ from vhost_scsi.scsi.commands import (
 from vhost_scsi.scsi.contingency import Contingencies, QueueError
 from vhost_scsi.scsi.dispatch import HANDLERS, Alongside, Exclusive, InTurn, Request
 from vhost_scsi.scsi.gate import GateBit, GatePort
+from vhost_scsi.scsi.marked_blocks import MarkedBlocks
 from vhost_scsi.scsi.medium import Counts, Medium, Support
 from vhost_scsi.scsi.mode_pages import CACHING, CONTROL, SAVED_BLOB
 from vhost_scsi.scsi.mode_parameters import GivenPage, ModeParameters, Page
@@ -154,6 +155,7 @@ class LogicalUnit:
         self.readiness: Final = Readiness(gate, self._accesses)
         self.drive: Final = removable.Drive(self, filled=definition.filled) if definition.removable else None
         self.thresholds: Final = Thresholds(self)
+        self.marked: Final = MarkedBlocks(self)
         self.clock: Final = information.Clock()
         self.self_tests: Final = self_test.SelfTests()
         self.buffer: Final = bytearray()
@@ -319,6 +321,8 @@ class LogicalUnit:
         itl.establish(nexus.greeting)
         self.reservations.show(itl)
         self.port_groups.show(itl)
+        if self.drive is not None:
+            self.drive.recall(itl)
         self.thresholds.changed()
         return itl
 
@@ -369,6 +373,7 @@ class LogicalUnit:
         """C has ended the task with that status, and holds it until `done` says what becomes of it. It may be one
         that was answered Execute here, or one that C took by itself."""
         task.itl.in_use = True
+        self.marked.ended(task)
         if status is not Status.CHECK_CONDITION:
             self._note_status(task.itl, status)
             done(Tell())
@@ -379,6 +384,7 @@ class LogicalUnit:
 
     def finished(self, task: Task) -> None:
         """C ended a task that was answered Execute(notify=True)."""
+        self.marked.ended(task)
         self._tasks.finished(task)
 
     def start(self, entry: Entry) -> None:
@@ -434,6 +440,8 @@ class LogicalUnit:
     def _decide(self, task: Task) -> Complete | Execute | Exclusive | InTurn | Alongside:
         row = self._admit(task)
         if row.media is not MediaOp.NONE:
+            if touched := self.marked.touched(row, task):
+                return self.marked.let_write(task, touched)
             # Later SIMPLE tasks must wait for the end of an ORDERED or HEAD OF QUEUE one.
             return Execute(notify=task.attribute is not TaskAttribute.SIMPLE)
         request = Request(self, task.itl, row, task)
@@ -530,6 +538,11 @@ class LogicalUnit:
         running.add_done_callback(self._background.discard)
         return running
 
+    def leave(self) -> None:
+        """This process ends, and its initiators do not: what they lose by that is not lost to them."""
+        if self.drive is not None:
+            self.drive.leave()
+
     async def close(self) -> None:
         """Nothing is mapped any more: ends what goes on by itself."""
         for running in list(self._background):
@@ -577,6 +590,7 @@ class LogicalUnit:
 
     async def _run_exclusive(self, entry: Entry, work: Exclusive) -> None:
         """Runs a handler that waits, alone; the HOLD is in force already."""
+        outcome: Outcome = Aborted()
         try:
             async with self._alone:
                 await self._quiet()
@@ -585,10 +599,19 @@ class LogicalUnit:
             work.close()
             over = True
             try:
-                over = self._conclude(entry, outcome)
+                if isinstance(outcome, Execute) and not entry.ended and not self._tasks.is_blocked(entry):
+                    over = False
+                    self._tasks.run(entry, in_c=True)
+                    entry.done(outcome)
+                else:
+                    over = self._conclude(entry, outcome)
             finally:
                 self._tasks.release(GateBit.HOLD)
-                self._tasks.end(entry) if over else self._tasks.pump()
+                if over:
+                    self.marked.ended(entry.task)
+                    self._tasks.end(entry)
+                else:
+                    self._tasks.pump()
                 self._open_if_free(GateBit.HOLD, None)
 
     async def _run_in_turn(self, entry: Entry, answer: InTurn) -> None:
@@ -615,7 +638,8 @@ class LogicalUnit:
     async def _outcome(self, entry: Entry, work: Exclusive) -> Outcome:
         outcome: Outcome
         try:
-            outcome = Complete(Status.GOOD, data_in=await work)
+            made = await work
+            outcome = made if isinstance(made, Execute) else Complete(Status.GOOD, data_in=made)
         except CheckCondition as condition:
             outcome = self._check_condition(condition.sense)
         except EndsWith as end:
@@ -790,8 +814,8 @@ class LogicalUnit:
         """SAM-5 6.3.3: tasks end, mode parameters return to their defaults, a stopped unit starts, every nexus learns
         of it, `by` too."""
         async with self._ended(None, lambda task: _earlier(task, by, before), cancel, by=by) as (tasks, _):
-            for itl in self.itls:
-                itl.prevents_removal = False
+            if self.drive is not None:
+                await self.drive.unlock(self.itls)
             self.contingencies.clear_all()
             async with self._alone:
                 await self._restore(f"reset by {by.nexus.initiator.name if by else 'the target'}")

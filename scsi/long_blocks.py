@@ -57,13 +57,13 @@ def read_long(request: Request) -> bytes | Exclusive:
 
 
 async def _mark(unit: LogicalUnit, lba: int) -> bytes:
-    if not unit.medium.mark_bad(lba):
-        raise CheckCondition(sense.SYSTEM_RESOURCE_FAILURE)
+    await unit.marked.mark(lba)
     return b""
 
 
 async def _write(unit: LogicalUnit, lba: int, data: bytes) -> bytes:
     await unit.medium.write(lba, data)
+    await unit.marked.written(lba, 1)
     return b""
 
 

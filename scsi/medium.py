@@ -128,8 +128,8 @@ class Medium(Protocol):
     def bad_blocks(self) -> list[int]:
         """in ascending order"""
 
-    def clear_bad(self) -> None:
-        """No block is marked bad any more."""
+    def clear_bad(self, lba: int, blocks: int) -> None:
+        """None of these is marked bad any more."""
 
     def counts(self) -> Counts:
         """What was done to the medium since the unit exists."""

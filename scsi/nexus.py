@@ -132,7 +132,9 @@ class ITL:
 
     def lost(self) -> None:
         """SAM-5 6.3.4, for a nexus whose tasks have ended: should it come back it learns of it."""
-        self.prevents_removal = False
+        if self.prevents_removal and self.logical_unit.drive is not None:
+            self.prevents_removal = False
+            self.logical_unit.drive.keep_soon()
         self.logical_unit.contingencies.clear(self)
         self.establish(sense.I_T_NEXUS_LOSS_OCCURRED)
 

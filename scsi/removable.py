@@ -2,6 +2,7 @@
 """A drive whose medium can be taken out: what lies in it, whether it is locked, and what its initiators are told when
 that changes. START STOP UNIT with LOEJ and PREVENT ALLOW MEDIUM REMOVAL act on it (SBC-4, MMC-6).
 
+Whether it is open, and who locked it, outlives the process; a lock does not outlive the machine, nor an iSCSI session.
 It knows no store: who puts a medium in or takes it out (the person at the host) does that while the unit is held. A
 disk has no tray: one that was ejected is the same to it as an open tray with the medium in it.
 """
@@ -9,20 +10,31 @@ disk has no tray: one that was ejected is the same to it as an open tray with th
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vhost_scsi.scsi import sense
+from construct import Bytes, Const, ConstructError, Flag, GreedyBytes, GreedyRange, Int8ub, Int16ub, Prefixed, Struct
+
+from vhost_scsi.scsi import sense, transport_id
 from vhost_scsi.scsi.commands import DeviceType
-from vhost_scsi.scsi.dispatch import Alongside, Exclusive, Request, handles
+from vhost_scsi.scsi.dispatch import Alongside, Exclusive, InTurn, Request, handles
 from vhost_scsi.scsi.gate import GateBit
 from vhost_scsi.scsi.readiness import Power
+from vhost_scsi.scsi.reservations import NexusId
+from vhost_scsi.scsi.reserve import this_boot
+from vhost_scsi.scsi.saved_state import SavedStateDamaged, SavedStateError
 from vhost_scsi.scsi.sense import CheckCondition, SenseCode
 
 if TYPE_CHECKING:
     from vhost_scsi.scsi.logical_unit import LogicalUnit
     from vhost_scsi.scsi.nexus import ITL
 
+LOG: Final = logging.getLogger("vhost_scsi.control")
+BLOB: Final = "drive"
+NEXUS = Struct("port" / Int16ub, "initiator" / Prefixed(Int16ub, GreedyBytes))
+KEPT = Struct("version" / Const(1, Int8ub), "boot" / Bytes(16), "open" / Flag, "locks" / GreedyRange(NEXUS))
 LOOKS, LOOK_EVERY = 20, 0.01
 """how often, and in seconds, to look whether another nexus's lock goes"""
 
@@ -43,9 +55,77 @@ class Drive:
     def __init__(self, unit: LogicalUnit, *, filled: bool) -> None:
         self._unit: Final = unit
         self.has_tray: Final = unit.definition.device_type is DeviceType.CD_DVD
+        self.turn: Final = asyncio.Lock()
+        """held while a lock is set or lifted, and while what is kept is written"""
         self._filled = filled
-        self._open = False
+        self._leaving = False
+        self._keeping: asyncio.Task[None] | None = None
+        self._last = self._recall()
+        kept = KEPT.parse(self._last) if self._last else None
+        self._open = kept is not None and bool(kept.open)
+        self._locks = frozenset(_locks(kept)) if kept is not None and kept.boot == this_boot() else frozenset()
+        """who had locked it when the process before this one ended"""
         self._show()
+
+    # ---- what is kept ------------------------------------------------------------------------------------------------
+
+    def _recall(self) -> bytes:
+        try:
+            blob = self._unit.saved.get(BLOB) or b""
+            if blob:
+                KEPT.parse(blob)
+        except (SavedStateDamaged, ConstructError) as error:
+            LOG.error("%s: the drive's state cannot be read; it is closed: %s", self._unit.definition.name, error)
+            return b""
+        return blob
+
+    def recall(self, itl: ITL) -> None:
+        """A nexus that is there again."""
+        itl.prevents_removal = itl.nexus.id in self._locks
+        self._locks -= {itl.nexus.id}
+
+    def _state(self) -> bytes:
+        holders = {(itl.nexus.id.port, itl.nexus.id.initiator) for itl in self._unit.itls if itl.prevents_removal}
+        locks = [{"port": port, "initiator": initiator} for port, initiator in sorted(holders)]
+        built: bytes = KEPT.build({"boot": this_boot(), "open": self._open, "locks": locks})
+        return built
+
+    async def keep(self) -> None:
+        """What is so now outlives the process when this returns; if it cannot, that is logged."""
+        async with self.turn:
+            await self._keep()
+
+    async def _keep(self) -> None:
+        fresh = self._state()
+        if self._leaving or fresh == self._last:
+            return
+        try:
+            await self._unit.saved.put(BLOB, fresh)
+        except SavedStateError as error:
+            self._unit.complain("the drive's state cannot be kept: %s", error)
+        else:
+            self._last = fresh
+
+    def keep_soon(self) -> None:
+        """As `keep`, for who cannot wait."""
+        if self._keeping is None or self._keeping.done():
+            self._keeping = self._unit.spawn(self.keep())
+
+    def leave(self) -> None:
+        """This process ends; what is so now stays kept."""
+        self._leaving = True
+
+    async def set_lock(self, itl: ITL, prevent: bool) -> bytes:
+        """`turn` is held."""
+        itl.prevents_removal = prevent
+        await self._keep()
+        return b""
+
+    async def unlock(self, itls: Iterable[ITL]) -> None:
+        """As if each of the nexuses had allowed the removal."""
+        for itl in itls:
+            itl.prevents_removal = False
+        await self.keep()
 
     # ---- what is so ------------------------------------------------------------------------------------------------
 
@@ -123,6 +203,13 @@ class Drive:
             self._unit.gate.close(GateBit.NO_MEDIUM)
 
 
+def _locks(kept: Any) -> Iterable[NexusId]:
+    """An iSCSI nexus was lost with the process that served its session."""
+    for each in kept.locks:
+        if transport_id.protocol_of(each.initiator) != transport_id.Protocol.ISCSI:
+            yield NexusId(each.initiator, each.port)
+
+
 # ---- commands ----------------------------------------------------------------------------------------------------
 
 
@@ -134,12 +221,11 @@ def _drive(request: Request) -> Drive:
 
 
 @handles("prevent_allow_medium_removal")
-def prevent_allow_medium_removal(request: Request) -> bytes:
+def prevent_allow_medium_removal(request: Request) -> InTurn:
     """SBC-4: in force while any I_T nexus that asked for it has not taken it back. PREVENT 10b and 11b (persistent)
     are not served."""
-    _drive(request)
-    request.itl.prevents_removal = bool(request["prevent"])
-    return b""
+    drive = _drive(request)
+    return InTurn(drive.turn, drive.set_lock(request.itl, bool(request["prevent"])))
 
 
 async def _eject(unit: LogicalUnit, drive: Drive, *, flush: bool) -> bytes:
@@ -147,6 +233,7 @@ async def _eject(unit: LogicalUnit, drive: Drive, *, flush: bool) -> bytes:
     if flush:
         await unit.medium.flush()
     drive.eject()
+    await drive.keep()
     return b""
 
 
@@ -165,6 +252,7 @@ def stop(request: Request) -> bytes | Exclusive:
 async def _load(unit: LogicalUnit, drive: Drive, by: ITL) -> bytes:
     drive.load(by)
     unit.readiness.set_power(Power.ACTIVE)
+    await drive.keep()
     return b""
 
 
@@ -188,7 +276,10 @@ async def _when_free(request: Request) -> bytes:
         await asyncio.sleep(LOOK_EVERY)
     async with unit.held():
         work = _move(request)
-        return work if isinstance(work, bytes) else await work
+        if isinstance(work, bytes):
+            return work
+        await work
+        return b""
 
 
 def _move(request: Request) -> bytes | Exclusive:

@@ -108,6 +108,9 @@ class ReservationKeeper:
         for itl in [each for each in unit.itls if each.nexus.id in change.aborted]:
             if itl in unit.itls:
                 await unit.abort_for(itl, by)
+        if change.aborted and unit.drive is not None:
+            # SPC-5 5.14.11.5: as if each nexus that was preempted had allowed the removal of the medium.
+            await unit.drive.unlock([itl for itl in unit.itls if itl.nexus.id in change.aborted])
         unit.contingencies.clear_preempted(change.aborted)
         await asyncio.gather(*(itl.gate.fence(change.state.gate_bits(itl.nexus.id)) for itl in stopped))
         for itl, bits in free:

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Run, Serve
+from tests.cli.conftest import Run, Serve, Served
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_iscsi import IQN, Ask, address_of
 from tests.cli.test_iscsi import ask as ask
 from tests.iscsi.scsi_host import ScsiHost
+from tests.live import PATIENCE, Host
 from vhost_scsi.scsi import sense
+from vhost_scsi.vhost_user.initiator import Initiator
 
 READY, READ = bytes(6), bytes.fromhex("28000000000000000100")
-PREVENT, EJECT = bytes.fromhex("1E0000000100"), bytes.fromhex("1B0000000200")
+PREVENT, ALLOW, EJECT = (bytes.fromhex(cdb) for cdb in ("1E0000000100", "1E0000000000", "1B0000000200"))
 CHANGED = sense.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED
 
 
@@ -105,3 +110,57 @@ def test_a_fixed_disk_has_no_drive(serve: Serve, run: Run) -> None:
 )
 def test_a_mistake_is_one_line(run: Run, lun: str, said: str) -> None:
     one_line(run("serve", "--socket-path", "s", "--lun", lun), 3, said)
+
+
+@contextmanager
+def guest(served: Served) -> Iterator[Host]:
+    with Host(Initiator(str(served.socket), request_queues=1, timeout=PATIENCE)) as host:
+        host.ready()
+        yield host
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_locks_outlive_the_daemon(serve: Serve, run: Run, ask: Ask, images: list[str], end: signal.Signals) -> None:
+    words = ["--lun", f"0:0={images[0]},type=cdrom"]
+    served = serve(*words)
+    with guest(served) as host:
+        host.ok(PREVENT)
+        served.stop(end)
+    served = serve(*words)
+    one_line(run("lun", "eject", "lun-0-0"), 7, "prevents the removal of the medium")
+    with guest(served) as host:
+        assert host.ok(READ, in_len=2048) == b"a" * 2048
+        host.ok(ALLOW)
+        host.ok(EJECT)
+        assert medium(ask)["open"]
+        served.stop(end)
+    serve(*words)
+    assert medium(ask) == {"present": False, "filled": True, "open": True, "locked": False}
+
+
+def test_a_medium_that_was_put_in_outlives_the_daemon(
+    serve: Serve, run: Run, ask: Ask, tmp_path: Path, images: list[str]
+) -> None:
+    words = ["--lun", f"0:0={images[0]},type=cdrom"]
+    served = serve(*words)
+    assert run("lun", "eject", "lun-0-0").returncode == 0
+    served.stop(signal.SIGKILL)
+    served = serve(*words)
+    assert medium(ask) == {"present": False, "filled": False, "open": True, "locked": False}
+    assert run("lun", "insert", "lun-0-0", images[1]).returncode == 0
+    served.stop(signal.SIGKILL)
+    served = serve(*words)
+    assert "another medium is in it" in ask("config", "show")["drift"][0]
+    with guest(served) as host:
+        assert host.ok(READ, in_len=2048) == b"b" * 2048
+    served.stop()
+    (tmp_path / images[1]).rename(tmp_path / "c.iso")
+    served = serve(*words)  # what was put in is not there any more
+    assert not medium(ask)["filled"]
+    assert "the drive is empty, though that was put in before" in served.log()
+    served.stop()
+    serve("--lun", "0:0=c.iso,type=cdrom").stop()  # somebody says what is in it
+    (tmp_path / "c.iso").rename(tmp_path / images[1])
+    serve(*words)
+    assert medium(ask)["present"]
+    assert images[0] in run("config", "show").stdout

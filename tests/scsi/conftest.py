@@ -134,8 +134,8 @@ class FakeMedium:
     def bad_blocks(self):
         return sorted(self.bad)
 
-    def clear_bad(self):
-        self.bad.clear()
+    def clear_bad(self, lba, blocks):
+        self.bad = {each for each in self.bad if not lba <= each < lba + blocks}
 
     def counts(self):
         return self.counted

@@ -6,9 +6,12 @@ import asyncio
 
 import pytest
 
-from vhost_scsi.scsi import sense, sense_data
+from tests.scsi.reserving import basic
+from vhost_scsi.scsi import removable, sense, sense_data, transport_id
 from vhost_scsi.scsi.commands import COMMANDS, Conflict, DeviceType
 from vhost_scsi.scsi.gate import GateBit
+from vhost_scsi.scsi.nexus import InitiatorPort, Nexus
+from vhost_scsi.scsi.saved_state import NotKept, SavedStateError
 from vhost_scsi.scsi.task import Aborted
 
 EJECT, LOAD = {"loej": 1}, {"loej": 1, "start": 1}
@@ -242,3 +245,94 @@ def test_a_reset_moves_no_tray(drive, ok):
     ok(drive, "START STOP UNIT", **EJECT)
     drive.run(drive.unit.logical_unit_reset(drive.itl))
     assert drive.unit.drive.open
+
+
+# ---- over a restart ----
+
+
+def restarted(make_lu, saved, **given):
+    return make_lu(removable=True, device_type=DeviceType.CD_DVD, block_size=2048, read_only=True, saved=saved, **given)
+
+
+def test_a_lock_and_an_open_tray_are_there_again(make_lu, ok, fails):
+    saved = NotKept()
+    before = restarted(make_lu, saved)
+    ok(before, "PREVENT ALLOW MEDIUM REMOVAL", prevent=1)
+    again = restarted(make_lu, saved)
+    assert again.unit.drive.locked
+    fails(again, "START STOP UNIT", sense.MEDIUM_REMOVAL_PREVENTED, **EJECT)
+    ok(again, "PREVENT ALLOW MEDIUM REMOVAL")
+    ok(again, "START STOP UNIT", **EJECT)
+    opened = restarted(make_lu, saved)
+    assert opened.unit.drive.open
+    assert opened.gate.bits & GateBit.NO_MEDIUM
+    fails(opened, "READ(10)", sense.MEDIUM_NOT_PRESENT_TRAY_OPEN)
+    ok(opened, "START STOP UNIT", **LOAD)
+    assert restarted(make_lu, saved).unit.drive.present
+
+
+def test_a_lost_nexus_has_no_lock_after_a_restart_unless_it_was_lost_by_that(make_lu, ok):
+    saved = NotKept()
+    first = restarted(make_lu, saved)
+    ok(first, "PREVENT ALLOW MEDIUM REMOVAL", prevent=1)
+    first.unit.leave()  # our process ends, and the guest goes on
+    first.run(first.unit.nexus_lost(first.itl))
+    first.settle()
+    second = restarted(make_lu, saved)
+    assert second.unit.drive.locked
+    second.run(second.unit.nexus_lost(second.itl))
+    second.settle()
+    assert not second.unit.drive.locked
+    assert not restarted(make_lu, saved).unit.drive.locked
+
+
+def test_a_reset_ends_a_kept_lock(make_lu, ok):
+    saved = NotKept()
+    first = restarted(make_lu, saved)
+    ok(first, "PREVENT ALLOW MEDIUM REMOVAL", prevent=1)
+    first.run(first.unit.logical_unit_reset(first.itl))
+    assert not restarted(make_lu, saved).unit.drive.locked
+
+
+def test_preempt_and_abort_ends_a_lock_and_preempt_does_not(disk, ok):
+    other = disk.attach(Nexus(InitiatorPort("other"), disk.port))
+    other.take()
+    reserve = "PERSISTENT RESERVE OUT, {}".format
+    for action, locked in (("PREEMPT", True), ("PREEMPT AND ABORT", False)):
+        given = {"parameter_list_length": 24}
+        ok(disk, reserve("REGISTER AND IGNORE EXISTING KEY"), data_out=basic(0, 1), **given)
+        ok(disk, reserve("REGISTER AND IGNORE EXISTING KEY"), itl=other, data_out=basic(0, 2), **given)
+        ok(disk, "PREVENT ALLOW MEDIUM REMOVAL", itl=other, prevent=1)
+        ok(disk, reserve(action), data_out=basic(1, 2), type=1, **given)
+        assert disk.unit.drive.locked is locked
+        other.take()
+
+
+def test_locks_end_with_the_machine_and_with_an_iscsi_session(make_lu, ok, monkeypatch):
+    saved = NotKept()
+    first = restarted(make_lu, saved)
+    initiator = InitiatorPort("iqn.2024-01.org.example:a", transport_id.iscsi("iqn.2024-01.org.example:a", 1))
+    ok(first, "PREVENT ALLOW MEDIUM REMOVAL", prevent=1)
+    remote = first.attach(Nexus(initiator, first.port))
+    remote.take()
+    ok(first, "PREVENT ALLOW MEDIUM REMOVAL", itl=remote, prevent=1)
+    again = restarted(make_lu, saved)
+    assert again.itl.prevents_removal
+    assert not again.attach(Nexus(initiator, again.port)).prevents_removal
+    monkeypatch.setattr(removable, "this_boot", lambda: b"another boot....")
+    assert not restarted(make_lu, saved).unit.drive.locked
+
+
+def test_a_drive_whose_state_cannot_be_read_or_kept(make_lu, ok, caplog):
+    class Broken(NotKept):
+        def get(self, name):
+            return b"no state" if name == removable.BLOB else None
+
+        async def put(self, name, data):
+            raise SavedStateError("No space left on device")
+
+    drive = restarted(make_lu, Broken())
+    assert "the drive's state cannot be read" in caplog.text
+    ok(drive, "PREVENT ALLOW MEDIUM REMOVAL", prevent=1)
+    assert drive.unit.drive.locked
+    assert "the drive's state cannot be kept" in caplog.text

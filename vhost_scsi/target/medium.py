@@ -174,9 +174,9 @@ class StoreMedium:
         out = ffi.new("uint64_t[]", lib.VS_BAD_MAX)
         return sorted(out[i] for i in range(lib.vs_lu_bad(self.lu, out, lib.VS_BAD_MAX)))
 
-    def clear_bad(self) -> None:
+    def clear_bad(self, lba: int, blocks: int) -> None:
         if self.lu is not None:
-            lib.vs_lu_clear_bad(self.lu, 0, self.num_blocks)
+            lib.vs_lu_clear_bad(self.lu, lba, blocks)
 
     def counts(self) -> Counts:
         out: Any = ffi.new("struct vs_lu_stats *")

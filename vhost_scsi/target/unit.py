@@ -7,7 +7,7 @@ It is defined once and mapped many times. What it decides is `scsi.logical_unit`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -187,9 +187,10 @@ class Unit:
             if there:
                 await self._flush_for_the_last_time()
                 drive.take_out()
-                self._exchange(_nothing(self._core, self.spec))
+                await self._exchange(_nothing(self._core, self.spec))
             else:
                 drive.take_out()
+            await drive.keep()
         return there
 
     async def insert(self, store: Store) -> None:
@@ -200,17 +201,19 @@ class Unit:
         async with self.logical_unit.held():
             if drive.present:
                 raise ConfigError(f"logical unit {self.name} has a medium: eject it first")
-            self._exchange(store)
+            await self._exchange(store)
             # What a FORMAT UNIT left behind went with its medium.
             self.logical_unit.readiness.end()
             self.logical_unit.read_only_changed()
             drive.put_in()
+            await drive.keep()
 
     async def load(self) -> None:
         """Closes the drive with what lies in it."""
         drive = self._removable()
         async with self.logical_unit.held():
             drive.load()
+            await drive.keep()
 
     async def _flush_for_the_last_time(self) -> None:
         if not self.store.info.read_only and not self.logical_unit.medium.flush_failed:
@@ -219,8 +222,10 @@ class Unit:
             except CheckCondition:
                 self._core.log.error("logical unit %s: the last flush failed", self.name)
 
-    def _exchange(self, store: Store) -> None:
+    async def _exchange(self, store: Store) -> None:
         """Nothing is in flight."""
+        with suppress(CheckCondition):  # it was logged, and the next change tries again
+            await self.logical_unit.marked.forget_all()
         old, self.store, self._medium.store = self.store, store, store
         lib.vs_lu_set_store(self.handle, store.handle)
         self._medium.apply()
