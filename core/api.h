@@ -13,6 +13,7 @@ typedef struct vs_nexus vs_nexus;
 typedef struct vs_task vs_task;
 typedef struct vs_memmap vs_memmap;
 typedef struct vs_vdev vs_vdev;
+typedef struct vs_inflight vs_inflight;
 typedef struct vs_pins vs_pins;
 typedef struct vs_io vs_io;
 typedef struct vs_ctrl vs_ctrl;
@@ -107,6 +108,7 @@ struct vs_task_info {
 	uint32_t lun_kind;     /* enum vs_lun_kind */
 	uint64_t order;        /* where it stands among what its nexus sent; 0 where the transport has no such order */
 	uint64_t notify;       /* the cookie with which its end is told; 0: it is not */
+	uint64_t once;         /* of a command that must not run twice: tells it from every other, and is the same when it comes again; else 0 */
 };
 
 void vs_task_info(const vs_task *task, struct vs_task_info *out);
@@ -380,7 +382,23 @@ struct vs_queue_params {
 	int32_t err_fd;
 	uint32_t enabled;
 	uint32_t wait_kick; /* take nothing before the first kick; means nothing without a kick descriptor */
+	vs_inflight *inflight; /* NULL: nobody keeps what is in flight. Outlives the queue's run. A dead process's share decides where the ring begins */
 };
+/*
+ * Memory of the front end's in which queues keep what they have in flight (vhost-user, GET_INFLIGHT_FD and SET_INFLIGHT_FD): core/inflight.h. Who makes one
+ * writes the magic number, and 8 bytes that tell it from every other one, at own_offset of zeroes of this size.
+ */
+uint64_t vs_inflight_size(uint32_t num_queues, uint32_t queue_size);
+uint64_t vs_inflight_own_offset(uint32_t num_queues, uint32_t queue_size);
+uint64_t vs_inflight_magic(void);
+/* Maps it; fd stays the caller's. -EINVAL: too small, or not a file. */
+int vs_inflight_open(vs_core *core, int fd, uint64_t size, uint64_t offset, uint32_t num_queues, uint32_t queue_size, vs_inflight **out);
+void vs_inflight_close(vs_inflight *inflight); /* no queue runs with it */
+uint64_t vs_inflight_id(const vs_inflight *inflight); /* 0: somebody else made it */
+void vs_inflight_forget(vs_inflight *inflight, uint32_t features); /* the device was reset: what was in flight is nobody's. No queue runs */
+int vs_inflight_left(const vs_inflight *inflight, uint32_t queue, uint32_t features); /* how many requests a dead process left there, as it says */
+
+/* VS_UP_DONE(aux = requests that are executed again; bit 32: what was kept did not fit the ring, and was forgotten). */
 int vs_queue_start(vs_vdev *vdev, uint32_t index, const struct vs_queue_params *params, vs_memmap *map, uint64_t cookie);
 int vs_queue_stop(vs_vdev *vdev, uint32_t index, uint64_t cookie);              /* VS_UP_DONE(aux = base to go on from) after all in flight ended */
 int vs_queue_enable(vs_vdev *vdev, uint32_t index, int enabled, uint64_t cookie);

@@ -59,6 +59,23 @@ static inline void vs_shared_release(const void *p) { (void)p; }
 static inline void vs_shared_acquire(const void *p) { (void)p; }
 #endif
 
+/* Where a process may be killed that keeps what is in flight (inflight.h): a build for tests stops at each of these, any other knows nothing of
+ * them. */
+#define VS_STEP_NAMES(X) \
+	X(TAKE) X(TAKE_COUNTED) X(TAKEN) X(TAKE_ENTRY) X(TAKE_COPIED) X(TAKE_LAST) \
+	X(USE) X(USE_ID) X(USE_LENGTH) X(PUSHED) X(PUSHED_LINKED) X(PUSHED_BATCHED) X(PUBLISH) X(PUBLISH_FREED) X(PUBLISH_INDEX) X(PUBLISH_WRAP) \
+	X(PUBLISHED) X(SIGNAL) X(SIGNALLED) X(CLEAR) X(CLEARED) X(CLEAR_FREE) X(CLEAR_INDEX) X(SETTLED) \
+	X(ONCE_INTENT) X(ONCE_WRITING) X(ONCE_WRITTEN) X(ONCE_ENDED) X(ONCE_KEPT) \
+	X(RECOVER) X(RECOVER_BATCH) X(RECOVER_INDEX) X(RECOVER_FLAGS) X(RECOVER_FREE) X(RECOVERED) X(REPLAY)
+#ifdef VS_STEPS
+#define VS_STEP_ENUM(name) VS_STEP_##name,
+enum { VS_STEP_NAMES(VS_STEP_ENUM) VS_STEP_COUNT };
+void vs_step(int step);
+#define VS_STEP(name) vs_step(VS_STEP_##name)
+#else
+#define VS_STEP(name) ((void)0)
+#endif
+
 static inline __attribute__((always_inline)) void vs_shared_store(uint16_t *p, uint16_t v, int order)
 {
 	if (order == __ATOMIC_RELEASE)
@@ -429,7 +446,8 @@ enum vs_ring_rule {
 	VS_RULE_NOTIFIER_BLOCKS = 23,     /* a kick or call descriptor was made blocking under us */
 	VS_RULE_AVAIL_FLAGS = 24,         /* packed: AVAIL and USED of a chain's descriptors disagree, or changed back: 2.8.6, 2.8.16 */
 	VS_RULE_RING_BASE = 25,           /* packed: it was to begin at a place that the ring does not have */
-	VS_RULES = 26,
+	VS_RULE_INFLIGHT = 26,            /* the in-flight region is not one that this ring can be kept in */
+	VS_RULES = 27,
 };
 
 struct vs_chain {
@@ -474,6 +492,10 @@ void vs_split_push(struct vs_vring *r, uint32_t head, uint32_t written);
 bool vs_split_publish(struct vs_vring *r);
 void vs_split_kicks_off(struct vs_vring *r);
 bool vs_split_kicks_on(struct vs_vring *r);
+/* Chains that a process which was killed had taken (inflight.h): c->head is set; of a packed ring as it kept their descriptors. */
+enum { VS_SAVED_MAX = 32 };
+int vs_split_walk(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
+int vs_packed_walk_saved(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c, const struct vs_packed_desc *descs, uint32_t n);
 int vs_packed_begin(struct vs_vring *r, uint32_t base);
 int vs_packed_available(struct vs_vring *r);
 int vs_packed_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c);
@@ -563,8 +585,9 @@ bool vs_vring_notified(const struct vs_vring *r, uint32_t data);
 /* ---- logical units, nexuses, tasks ----------------------------------------------------------------------------------------------------------------- */
 
 enum vs_dir { VS_DIR_NONE, VS_DIR_IN, VS_DIR_OUT }; /* vs_row.dir: Direction of scsi/command.py */
-struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t service_action; uint8_t cdb_len; uint8_t media; uint8_t dir; uint32_t param_max; uint8_t param_at, param_bytes; uint64_t gate_mask; uint8_t usage[32]; };
+struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t service_action; uint8_t cdb_len; uint8_t media; uint8_t dir; uint32_t param_max; uint8_t param_at, param_bytes, once; uint64_t gate_mask; uint8_t usage[32]; };
 const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len); /* NULL: no such command */
+bool vs_opcode_is_once(uint8_t opcode);                                  /* some command of this opcode must not run twice */
 uint32_t vs_cdb_length(const uint8_t *cdb);                              /* by opcode group; 0: vendor or reserved group */
 
 /* A task's place among the range locks of its LU (excl.c). */
@@ -609,10 +632,13 @@ struct vs_nexus {
 	uint32_t received;
 };
 
+/* How far a command that must not run twice has got. */
+enum vs_once_state { VS_ONCE_NONE, VS_ONCE_INTENT, VS_ONCE_WRITING, VS_ONCE_ENDED };
 struct vs_task_ops {
 	const char *name;
 	void (*complete)(struct vs_task *t); /* worker: the task has ended; send status; the task may be used anew after this */
 	void (*describe)(const struct vs_task *t, struct vs_task_info *out); /* queue, head, port */
+	void (*keep)(struct vs_task *t, enum vs_once_state state); /* of VS_TASK_ONCE: survives the process from here on */
 	void (*withdraw)(struct vs_task *t); /* aborted while listed in layer RING, before vs_task_submit: finish it. Needed by who lists tasks early */
 };
 
@@ -622,6 +648,8 @@ struct vs_credit { _Atomic int32_t left; _Atomic uint32_t starved; struct vs_cor
 enum vs_task_flag {
 	VS_TASK_TRUNCATE = 1, /* a data buffer that is too short cuts the transfer instead of VS_RESP_OVERRUN */
 	VS_TASK_LEND = 2,     /* a read may end with `lent` instead of data in `in` */
+	VS_TASK_ONCE = 4,     /* must not run twice, and the transport keeps how far it got: ops->keep */
+	VS_TASK_WRITING = 8,  /* of those: a process that was killed had found the medium as expected and began to write */
 };
 
 struct vs_task {

@@ -64,15 +64,28 @@ bool vs_media_verify(struct vs_task *t)
 
 /* ---- COMPARE AND WRITE ------------------------------------------------------------------------------------------------------------------------------------- */
 
+static bool caw_written(struct vs_task *t)
+{
+	VS_STEP(ONCE_WRITTEN);
+	return vs_media_moved(t);
+}
+
 static bool caw_compared(struct vs_task *t)
 {
 	uint64_t n = t->m.length, same = compare(t, 0, t->m.bounce, t->m.bounce + n, n);
 
-	if (same < n)
+	if (same < n) {
+		/* A process that was killed had found it as expected, and wrote: that counts, whatever was written here since. */
+		if (vs_unlikely(t->flags & VS_TASK_WRITING))
+			return vs_media_moved(t);
 		return vs_media_miscompare(t, same);
+	}
 	vs_iov_to_buffer(t->out, (int)t->nout, n, t->m.bounce, n);
+	if (vs_unlikely(t->flags & VS_TASK_ONCE))
+		t->ops->keep(t, VS_ONCE_WRITING);
+	VS_STEP(ONCE_WRITING);
 	t->m.iov = (struct iovec){ .iov_base = t->m.bounce, .iov_len = n };
-	return vs_media_write_out(t, &t->m.iov, 1, vs_media_moved);
+	return vs_media_write_out(t, &t->m.iov, 1, caw_written);
 }
 
 bool vs_media_compare_and_write(struct vs_task *t)

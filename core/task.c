@@ -11,13 +11,18 @@
 /* ---- the command table ------------------------------------------------------------------------------------------------------------------ */
 
 static int16_t row_index[256]; /* first row of an opcode, -1: none */
+static bool is_once[256];
 
 __attribute__((constructor)) static void build_row_index(void)
 {
 	memset(row_index, 0xff, sizeof(row_index));
-	for (int i = VS_NROWS - 1; i >= 0; i--)
+	for (int i = VS_NROWS - 1; i >= 0; i--) {
 		row_index[vs_rows[i].opcode] = (int16_t)i;
+		is_once[vs_rows[i].opcode] |= vs_rows[i].once;
+	}
 }
+
+bool vs_opcode_is_once(uint8_t opcode) { return is_once[opcode]; }
 
 const struct vs_row *vs_row_of(const uint8_t *cdb, uint32_t cdb_len)
 {

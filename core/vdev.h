@@ -5,6 +5,7 @@
 
 #include "bell.h"
 #include "core.h"
+#include "inflight.h"
 #include "lunmap.h"
 
 enum { VS_CTRL_BYTES = 64, VS_INLINE_SEGMENTS = 12, VS_RESP_INLINE = 2, VS_EVENT_BYTES = 16 };
@@ -19,7 +20,8 @@ struct vs_request {
 	struct iovec *resp;      /* where the response header goes */
 	uint32_t capacity, nresp, resp_capacity;
 	uint32_t head, span;     /* as vs_vring_pop gave them */
-	bool busy;
+	uint32_t entry;          /* in what is kept of those in flight */
+	bool busy, again;        /* again: a process that was killed had it in flight */
 	struct iovec resp_inline[VS_RESP_INLINE];
 	struct iovec inline_iov[VS_INLINE_SEGMENTS];
 };
@@ -44,6 +46,7 @@ struct vs_queue {
 	struct vs_timer poll_timer;  /* rings without a kick descriptor */
 	uint32_t index, in_flight, unpublished, segment_bytes;
 	struct vs_bell call, err;
+	struct vs_track track;
 	bool started, enabled, stopping, broken, ring_gone, notify, kick_known, waiting;
 	bool await_kick;             /* the front end may still say where it begins: nothing of the ring is read or written */
 	bool begun;

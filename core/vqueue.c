@@ -13,7 +13,6 @@
 
 enum {
 	POP_A_TURN = 256,      /* chains a queue may take before the others have their turn */
-	PUBLISH_EVERY = 8,     /* completions between two writes of the used index: a polling driver goes on meanwhile */
 	HEADER_FIXED = 19,     /* lun, id, task_attr, prio, crn; then the CDB */
 	CDB_USUAL = 32,        /* 5.6.4: the sizes that devices start with; copies of known size are a few moves */
 	SENSE_USUAL = 96,
@@ -71,7 +70,7 @@ static bool memory_gone(struct vs_queue *q)
 	if (vs_likely(seen == q->sigbus_seen))
 		return false;
 	q->sigbus_seen = seen;
-	return vs_memmap_broken(q->map);
+	return vs_memmap_broken(q->map) || (q->track.of && atomic_load(&q->track.of->broken));
 }
 
 /* Memory that was truncated reads as zeroes: what looks like a broken rule then is none of the driver's doing. */
@@ -101,16 +100,24 @@ static void request_release(struct vs_queue *q, struct vs_request *r)
 
 static void queue_finish_stop(struct vs_queue *q);
 
+static void publish(struct vs_queue *q)
+{
+	q->unpublished = 0;
+	vs_track_publish(&q->track, &q->ring);
+	q->notify |= vs_vring_publish(&q->ring);
+	vs_track_published(&q->track, &q->ring);
+}
+
 /* The chain goes back to the driver with `written` bytes in its writable part. */
 static void request_used(struct vs_queue *q, struct vs_request *r, uint32_t written)
 {
 	if (vs_likely(!q->ring_gone)) {
 		vs_vring_push(&q->ring, r->head, r->span, written);
+		if (q->track.of)
+			vs_track_pushed(&q->track, r->entry, r->span);
 		vs_poller_dirty(q->w, &q->poller);
-		if (++q->unpublished == PUBLISH_EVERY) {
-			q->unpublished = 0;
-			q->notify |= vs_vring_publish(&q->ring);
-		}
+		if (++q->unpublished == VS_PUBLISH_EVERY)
+			publish(q);
 	}
 	request_release(q, r);
 	if (vs_unlikely(q->stopping && !q->in_flight))
@@ -127,9 +134,38 @@ static bool over_quota(struct vs_queue *q, const struct vs_chain *chain)
 		return false;
 	}
 	vs_iovec_put(q->w, chain->iov, chain->capacity);
-	vs_vring_unpop(&q->ring);
+	if (vs_likely(!vs_track_replays(&q->track)))
+		vs_vring_unpop(&q->ring);
 	q->waiting = true;
 	return true;
+}
+
+/* Those that wait: what a dead process had taken goes first. */
+static int chains_available(struct vs_queue *q)
+{
+	return vs_unlikely(vs_track_replays(&q->track)) ? (int)(q->track.replays - q->track.replayed) : vs_vring_available(&q->ring);
+}
+
+/* What is in flight from here on. */
+static void request_taken(struct vs_queue *q, struct vs_request *r)
+{
+	r->again = vs_track_replays(&q->track);
+	if (vs_unlikely(r->again))
+		q->track.replayed++;
+	else if (q->track.of)
+		r->entry = vs_track_take(&q->track, &q->ring, r->head, r->span);
+}
+
+/* It waits for its first step, and shall not wait here any longer: whoever starts the ring next takes it again. */
+static void request_untake(struct vs_queue *q, struct vs_request *r)
+{
+	if (r->again) {
+		q->track.replayed--;
+	} else {
+		if (q->track.of)
+			vs_track_untake(&q->track, r->entry);
+		vs_vring_unpop(&q->ring);
+	}
 }
 
 /* Takes one chain. NULL: the queue broke, or must wait. */
@@ -137,11 +173,15 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 {
 	struct iovec first[VS_INLINE_SEGMENTS];
 	struct vs_request *r;
+	uint32_t entry = 0;
 	int err;
 
 	chain->iov = first;
 	chain->capacity = VS_INLINE_SEGMENTS;
-	err = vs_vring_pop(&q->ring, q->w, chain);
+	if (vs_unlikely(vs_track_replays(&q->track)))
+		err = vs_track_replay(&q->track, &q->ring, q->w, chain, &entry);
+	else
+		err = vs_vring_pop(&q->ring, q->w, chain);
 	if (vs_unlikely(err)) {
 		queue_break(q, blame(q, err));
 		return NULL;
@@ -154,7 +194,8 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 			vs_iovec_put(q->w, chain->iov, chain->capacity);
 			q->segment_bytes -= chain->capacity * (uint32_t)sizeof(struct iovec);
 		}
-		vs_vring_unpop(&q->ring);
+		if (!vs_track_replays(&q->track))
+			vs_vring_unpop(&q->ring);
 		queue_break(q, -VS_RULE_HEAD_BUSY);
 		return NULL;
 	}
@@ -168,6 +209,8 @@ static struct vs_request *request_pop(struct vs_queue *q, struct vs_chain *chain
 	r->queue = q;
 	r->head = chain->head;
 	r->span = chain->span;
+	r->entry = entry;
+	request_taken(q, r);
 	r->map = q->map;
 	r->busy = true;
 	r->resp = r->resp_inline;
@@ -247,6 +290,66 @@ static void write_response(const struct vs_request *r, uint32_t size, uint32_t r
 		vs_iov_from_buffer(r->resp, (int)r->nresp, 0, local, size);
 }
 
+/* ---- commands that must not run twice ---------------------------------------------------------------------------------------------------- */
+
+/* Of the request: as it stands in the region, where it is the same for the next process. */
+static uint64_t once_counter(const struct vs_request *r)
+{
+	const struct vs_track *t = &r->queue->track;
+
+	return __atomic_load_n(t->is_packed ? &t->packed->desc[r->entry].counter : &t->split->desc[r->entry].counter, __ATOMIC_RELAXED);
+}
+
+static struct vs_once *once_of(const struct vs_request *r)
+{
+	return &r->queue->track.once[r->entry];
+}
+
+static void command_keep(struct vs_task *t, enum vs_once_state state)
+{
+	vs_keep(once_of(vs_container_of(t, struct vs_request, task))->state, state);
+}
+
+/* The outcome, before the driver can see it: a process that finds it answers with it. */
+static void keep_outcome(struct vs_request *r, uint32_t residual, uint32_t sense_len, uint32_t written)
+{
+	struct vs_once *o = once_of(r);
+
+	sense_len = vs_min(sense_len, (uint32_t)VS_ONCE_SENSE);
+	o->residual = residual;
+	o->written = written;
+	o->status = r->task.response == VS_RESP_OK ? r->task.status : 0;
+	o->response = r->task.response;
+	o->sense_len = (uint8_t)sense_len;
+	memcpy(o->sense, r->task.sense, sense_len);
+	command_keep(&r->task, VS_ONCE_ENDED);
+}
+
+/* Notes that such a command is about to start, or finds out how far it got before. True: it has its answer. */
+static bool once_begin(struct vs_queue *q, struct vs_request *r)
+{
+	uint32_t size = RESPONSE_FIXED + q->vdev->sense_size;
+	struct vs_once *o = once_of(r), was;
+
+	r->task.flags |= VS_TASK_ONCE;
+	if (!r->again || __atomic_load_n(&o->counter, __ATOMIC_ACQUIRE) != once_counter(r)) {
+		vs_keep(o->state, VS_ONCE_NONE);
+		vs_keep(o->counter, once_counter(r));
+		vs_keep(o->state, VS_ONCE_INTENT);
+		VS_STEP(ONCE_INTENT);
+		return false;
+	}
+	memcpy(&was, o, sizeof(was));
+	__asm__ volatile("" ::: "memory");
+	if (was.state == VS_ONCE_WRITING)
+		r->task.flags |= VS_TASK_WRITING;
+	if (was.state != VS_ONCE_ENDED)
+		return false;
+	write_response(r, size, was.residual, was.status, was.response, was.sense, vs_min(vs_min((uint32_t)was.sense_len, (uint32_t)VS_ONCE_SENSE), q->vdev->sense_size));
+	request_used(q, r, vs_min(was.written, size));
+	return true;
+}
+
 static void command_complete(struct vs_task *t)
 {
 	struct vs_request *r = vs_container_of(t, struct vs_request, task);
@@ -261,6 +364,10 @@ static void command_complete(struct vs_task *t)
 
 	if (vs_unlikely(t->response != VS_RESP_OK))
 		sense_len = 0;
+	VS_STEP(ONCE_ENDED);
+	if (vs_unlikely(t->flags & VS_TASK_ONCE))
+		keep_outcome(r, (uint32_t)vs_min(residual, (uint64_t)UINT32_MAX), sense_len, (uint32_t)written);
+	VS_STEP(ONCE_KEPT);
 	write_response(r, size, (uint32_t)vs_min(residual, (uint64_t)UINT32_MAX), t->response == VS_RESP_OK ? t->status : 0, t->response, t->sense, sense_len);
 	request_used(q, r, (uint32_t)vs_min(written, (uint64_t)UINT32_MAX));
 }
@@ -271,9 +378,12 @@ static void command_describe(const struct vs_task *t, struct vs_task_info *out)
 
 	out->queue = r->queue->index;
 	out->head = r->head;
+	/* The region's number is random, and a counter never gets near the queue's bits. */
+	if (vs_unlikely(t->flags & VS_TASK_ONCE))
+		out->once = vs_inflight_id(r->queue->track.of) + ((uint64_t)r->queue->index << 52) + once_counter(r);
 }
 
-static const struct vs_task_ops command_ops = { .name = "virtio-scsi", .complete = command_complete, .describe = command_describe };
+static const struct vs_task_ops command_ops = { .name = "virtio-scsi", .complete = command_complete, .describe = command_describe, .keep = command_keep };
 
 /* 5.6.6.1: byte 0 is 1, then the target, then a single-level LUN; C1 01 is the REPORT LUNS well-known logical unit. False: no such address. */
 static bool find_lun(const struct vs_vdev *d, const uint8_t *a, struct vs_task *t)
@@ -371,6 +481,8 @@ static int command_start(struct vs_queue *q, struct vs_request *r, const struct 
 		request_used(q, r, response);
 		return 0;
 	}
+	if (vs_unlikely(q->track.once && vs_opcode_is_once(t->cdb[0])) && once_begin(q, r))
+		return 0;
 	return vs_task_submit(t);
 }
 
@@ -458,7 +570,7 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 		return 0;
 	if (vs_unlikely(q->stalled != NULL) && !retry_stalled(q))
 		return 0;
-	n = vs_vring_available(&q->ring);
+	n = chains_available(q);
 	if (vs_likely(n == 0))
 		return 0;
 	if (vs_unlikely(n < 0)) {
@@ -493,9 +605,9 @@ static void queue_flush(struct vs_worker *w, struct vs_poller *p)
 
 	if (!q->started)
 		return;
-	q->unpublished = 0;
 	if (vs_likely(!q->ring_gone))
-		q->notify |= vs_vring_publish(&q->ring);
+		publish(q);
+	VS_STEP(SIGNAL);
 	if (q->notify && q->call.fd >= 0) {
 		if (vs_unlikely(!signal_call(q)) && !q->broken)
 			queue_break(q, -VS_RULE_NOTIFIER_BLOCKS);
@@ -506,6 +618,7 @@ static void queue_flush(struct vs_worker *w, struct vs_poller *p)
 		vs_count(&w->stats.interrupts_suppressed, 1);
 	}
 	q->notify = false;
+	VS_STEP(SIGNALLED);
 	publish_view(q);
 	if (q->stopping && !q->in_flight)
 		queue_finish_stop(q);
@@ -519,7 +632,7 @@ static bool queue_arm(struct vs_worker *w, struct vs_poller *p)
 		return false;
 	if (q->kick.fd < 0)
 		vs_timer_set(w, &q->poll_timer, vs_now_ns() + POLL_TIMER_NS);
-	return vs_vring_kicks_on(&q->ring);
+	return vs_vring_kicks_on(&q->ring) || vs_track_replays(&q->track);
 }
 
 static void queue_disarm(struct vs_worker *w, struct vs_poller *p)
@@ -579,6 +692,7 @@ static void queue_stopped(struct vs_queue *q)
 	free(q->ring.order);
 	q->requests = NULL;
 	q->ring.order = NULL;
+	vs_track_end(&q->track);
 	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, vs_vring_base(&q->ring), 0);
 }
 
@@ -674,8 +788,13 @@ void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index)
 void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, struct vs_order *order, uint64_t cookie)
 {
 	int kick_fd = q->params.kick_fd;
-	int err = vs_vring_init(&q->ring, q->map, &q->params);
+	int err = vs_vring_init(&q->ring, q->map, &q->params), kept = 0;
 
+	if (!err) {
+		kept = vs_track_begin(&q->track, q->params.inflight, q->index, &q->ring);
+		if (kept < 0 && kept != -ESTALE)
+			err = -VS_RULE_INFLIGHT;
+	}
 	vs_bell_set(&q->call, q->params.call_fd);
 	vs_bell_set(&q->err, q->params.err_fd);
 	if (err) {
@@ -711,8 +830,15 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, struct 
 		if (q->enabled && !q->await_kick)
 			vs_vring_kicks_off(&q->ring);
 	}
+	if (kept > 0)
+		q->await_kick = false; /* where the ring begins is known */
+	if (q->track.of) {
+		/* The process before us may have ended between a used index and its interrupt. */
+		q->notify = true;
+		vs_poller_dirty(q->w, &q->poller);
+	}
 	publish_view(q);
-	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, 0, 0);
+	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, kept > 0 ? (uint64_t)kept : kept ? UINT64_C(1) << 32 : 0, 0);
 }
 
 static void queue_finish_stop(struct vs_queue *q)
@@ -743,10 +869,9 @@ void vs_queue_run_stop(struct vs_queue *q, uint64_t cookie)
 	}
 	q->stopping = true;
 	if (q->stalled) {
-		/* It was taken but nothing has happened for it: whoever starts the ring next takes it again. */
 		request_release(q, q->stalled);
+		request_untake(q, q->stalled);
 		q->stalled = NULL;
-		vs_vring_unpop(&q->ring);
 	}
 	if (!q->in_flight)
 		vs_poller_dirty(q->w, &q->poller);
@@ -787,7 +912,7 @@ int vs_queue_run_event(struct vs_queue *q, const uint8_t *event)
 
 	if (!q->started || q->broken || q->stopping || !q->enabled || q->await_kick)
 		return -ENOBUFS;
-	n = vs_vring_available(&q->ring);
+	n = chains_available(q);
 	if (n < 0) {
 		queue_break(q, n);
 		return -EIO;

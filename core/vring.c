@@ -34,6 +34,7 @@ static const char *const rule_names[VS_RULES] = {
 	[VS_RULE_NOTIFIER_BLOCKS] = "NOTIFIER_BLOCKS",
 	[VS_RULE_AVAIL_FLAGS] = "AVAIL_FLAGS",
 	[VS_RULE_RING_BASE] = "RING_BASE",
+	[VS_RULE_INFLIGHT] = "INFLIGHT",
 };
 
 const char *vs_ring_rule_name(int rule)
@@ -206,28 +207,39 @@ int vs_split_available(struct vs_vring *r)
 	return n;
 }
 
-int vs_split_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
+static inline __attribute__((always_inline)) int split_walk(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
 {
-	uint32_t mask = r->size - 1, capacity = c->capacity;
+	uint32_t capacity = c->capacity;
 	struct iovec *first = c->iov;
-	uint16_t next = (uint16_t)(r->last_avail + 1);
 	int err;
 
 	c->nout = c->nin = 0;
 	c->out_length = c->in_length = 0;
-	/* Ordered by the acquire of vs_split_available. */
-	c->head = __atomic_load_n(&r->avail->ring[r->last_avail & mask], __ATOMIC_RELAXED);
-	if (next != r->shadow_avail)
-		__builtin_prefetch(&r->desc[__atomic_load_n(&r->avail->ring[next & mask], __ATOMIC_RELAXED) & mask]);
 	if (vs_unlikely(c->head >= r->size))
 		return -VS_RULE_HEAD_RANGE;
 	err = walk(r, w, c, first);
 	if (vs_likely(!err) && vs_unlikely(!(c->nout + c->nin)))
 		err = -VS_RULE_ZERO_LENGTH;
-	if (vs_unlikely(err)) {
+	if (vs_unlikely(err))
 		vs_chain_refuse(w, c, first, capacity);
+	return err;
+}
+
+int vs_split_walk(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c) { return split_walk(r, w, c); }
+
+int vs_split_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
+{
+	uint32_t mask = r->size - 1;
+	uint16_t next = (uint16_t)(r->last_avail + 1);
+	int err;
+
+	/* Ordered by the acquire of vs_split_available. */
+	c->head = __atomic_load_n(&r->avail->ring[r->last_avail & mask], __ATOMIC_RELAXED);
+	if (next != r->shadow_avail)
+		__builtin_prefetch(&r->desc[__atomic_load_n(&r->avail->ring[next & mask], __ATOMIC_RELAXED) & mask]);
+	err = split_walk(r, w, c);
+	if (vs_unlikely(err))
 		return err;
-	}
 	r->last_avail = next;
 	return 0;
 }
@@ -243,8 +255,11 @@ void vs_split_push(struct vs_vring *r, uint32_t head, uint32_t written)
 {
 	struct vs_vring_used_elem *e = &r->used->ring[r->used_idx++ & (r->size - 1)];
 
+	VS_STEP(USE);
 	__atomic_store_n(&e->id, head, __ATOMIC_RELAXED);
+	VS_STEP(USE_ID);
 	__atomic_store_n(&e->len, written, __ATOMIC_RELAXED);
+	VS_STEP(USE_LENGTH);
 }
 
 /* The words behind the rings (2.7.6, 2.7.8). */
@@ -266,7 +281,9 @@ bool vs_split_publish(struct vs_vring *r)
 	if (r->published == r->used_idx)
 		return false;
 	/* 2.7.8.2: the entries are visible before the idx that counts them. */
+	VS_STEP(PUBLISH);
 	vs_shared_store(&r->used->idx, r->used_idx, __ATOMIC_RELEASE);
+	VS_STEP(PUBLISHED);
 	r->published = r->signalled_used = r->used_idx;
 	r->signalled_valid = true;
 	/* idx is stored before the driver's wish is loaded; the driver does it the other way round (2.7.14): one of us sees the other. */

@@ -155,6 +155,31 @@ int vs_packed_pop(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c)
 	return 0;
 }
 
+int vs_packed_walk_saved(struct vs_vring *r, struct vs_worker *w, struct vs_chain *c, const struct vs_packed_desc *descs, uint32_t n)
+{
+	uint32_t capacity = c->capacity;
+	struct iovec *first = c->iov;
+	int err = 0;
+
+	c->nout = c->nin = 0;
+	c->out_length = c->in_length = 0;
+	c->span = n;
+	for (uint32_t i = 0; i < n && !err; i++) {
+		c->head = descs[i].id;
+		if (descs[i].flags & VS_DESC_INDIRECT)
+			err = n > 1 ? -VS_RULE_INDIRECT_AND_NEXT : walk_table(r, w, c, first, descs[i].addr, descs[i].len);
+		else
+			err = vs_chain_add(r, w, c, first, descs[i].addr, descs[i].len, descs[i].flags & VS_DESC_WRITE);
+	}
+	if (!err && c->head >= r->size)
+		err = -VS_RULE_HEAD_RANGE;
+	if (!err && !(c->nout + c->nin))
+		err = -VS_RULE_ZERO_LENGTH;
+	if (err)
+		vs_chain_refuse(w, c, first, capacity);
+	return err;
+}
+
 void vs_packed_unpop(struct vs_vring *r)
 {
 	/* Back by a span is forward by the rest of two laps. */
@@ -170,8 +195,11 @@ void vs_packed_push(struct vs_vring *r, uint32_t id, uint32_t span, uint32_t wri
 	/* 2.8.3: whether anything was written. */
 	uint16_t flags = (uint16_t)(vs_packed_used_flags(r->used_idx) | (written ? VS_DESC_WRITE : 0));
 
+	VS_STEP(USE);
 	__atomic_store_n(&d->id, (uint16_t)id, __ATOMIC_RELAXED);
+	VS_STEP(USE_ID);
 	__atomic_store_n(&d->len, written, __ATOMIC_RELAXED);
+	VS_STEP(USE_LENGTH);
 	/* 2.8.2: the driver looks at one place only, the next one. While the first is not used, it sees none of those behind. */
 	if (r->used_idx == r->published)
 		r->first_flags = flags;
@@ -190,7 +218,9 @@ bool vs_packed_publish(struct vs_vring *r)
 	if (r->published == r->used_idx)
 		return false;
 	/* 2.8.22: ids, lengths and buffers, and the flags of all others, are visible before the flags that the driver waits for. */
+	VS_STEP(PUBLISH);
 	vs_shared_store(&r->ring[vs_packed_index(r->published)].flags, r->first_flags, __ATOMIC_RELEASE);
+	VS_STEP(PUBLISHED);
 	r->published = r->signalled_used = r->used_idx;
 	r->signalled_valid = true;
 	/* Flags are stored before the driver's wish is loaded; the driver does it the other way round (2.8.22): one of us sees the other. */

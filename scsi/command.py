@@ -145,6 +145,8 @@ class Command:
     may_repair: bool = False
     """may run on a unit that a failed operation left behind"""
     access: Access = Access.ACTIVE
+    once: bool = False
+    """may not run twice: what a process that was killed had in flight is answered from what it kept"""
 
     @property
     def opcode(self) -> int:
@@ -246,6 +248,7 @@ def python(
     conflicts_if: str = "",
     may_repair: bool = False,
     access: Access = Access.ACTIVE,
+    once: bool = False,
 ) -> Command:
     """A command that a handler serves."""
     return Command(
@@ -266,6 +269,7 @@ def python(
         conflicts_if=conflicts_if,
         may_repair=may_repair,
         access=access,
+        once=once,
     )
 
 
@@ -282,6 +286,7 @@ def media(
     parameter_list_max: int = 0,
     requires: Feature = Feature.NONE,
     device_types: frozenset[DeviceType] = frozenset({DeviceType.DISK}),
+    once: bool = False,
 ) -> Command:
     """A command that C carries out; how it meets reservations is in its gate mask."""
     conflict = Conflict.ALLOWED
@@ -303,6 +308,7 @@ def media(
         requires=requires,
         device_types=device_types,
         fields=fields,
+        once=once,
     )
 
 

@@ -46,6 +46,7 @@ def _row(row: Command) -> str:
         str(row.parameter_list_max),
         str(list_length.byte if list_length else 0),
         str(list_length.length if list_length else 0),
+        str(int(row.once)),
         f"UINT64_C(0x{row.gate_mask.value:x})",
         f"{{ {usage} }}",
     )

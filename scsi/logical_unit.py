@@ -438,6 +438,8 @@ class LogicalUnit:
         return True
 
     def _decide(self, task: Task) -> Complete | Execute | Exclusive | InTurn | Alongside:
+        if self.reservations.has_applied(task):
+            return Complete(Status.GOOD)
         row = self._admit(task)
         if row.media is not MediaOp.NONE:
             if touched := self.marked.touched(row, task):

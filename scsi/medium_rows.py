@@ -153,6 +153,7 @@ MEDIUM_ROWS: Final[tuple[Command, ...]] = (
         _M.COMPARE_AND_WRITE,
         _OUT,
         (*_range((2, 8), (13, 1)), _group(14), *_cache(1)),
+        once=True,
     ),
     media("ORWRITE(16)", 0x8B, 16, _WRITES, _M.ORWRITE, _OUT, (*_RANGE_16, *_cache(1))),
     # ATOMIC BOUNDARY has no bit: MAXIMUM ATOMIC BOUNDARY SIZE is zero.

@@ -16,6 +16,7 @@ from construct import (
     ConstructError,
     Flag,
     GreedyBytes,
+    If,
     Int8ub,
     Int16ub,
     Int32ub,
@@ -25,6 +26,7 @@ from construct import (
     PrefixedArray,
     Struct,
     Terminated,
+    this,
 )
 
 from vhost_scsi.scsi import sense, transport_id
@@ -254,7 +256,7 @@ def find_type(value: int) -> Type | None:
 
 # ---- what is kept --------------------------------------------------------------------------------------------------
 
-VERSION: Final = 1
+VERSION: Final = 2
 NOBODY: Final = 0xFFFF
 NEXUS: Final = Struct("initiator" / Prefixed(Int16ub, GreedyBytes), "port" / Int16ub)
 KEPT: Final = Struct(
@@ -267,6 +269,8 @@ KEPT: Final = Struct(
     "holder" / Int16ub,
     "registered" / PrefixedArray(Int16ub, Struct("nexus" / NEXUS, "key" / Int64ub)),
     "legacy" / PrefixedArray(Int8ub, NEXUS),
+    # Version 1 has none.
+    "applied" / If(this.version > 1, PrefixedArray(Int8ub, Int64ub)),
     Terminated,
 )
 
@@ -275,9 +279,15 @@ def _nexus(nexus: NexusId) -> dict[str, object]:
     return {"initiator": nexus.initiator, "port": nexus.port}
 
 
-def keep(state: Reservations, boot: bytes) -> bytes | None:
-    """The blob; None where nothing is worth keeping. `boot`: 16 bytes that tell one power cycle from another."""
-    if state == Reservations():
+APPLIED_LIMIT: Final = 64
+"""changes whose commands are known: more than can be on their way to their initiators at once"""
+
+
+def keep(state: Reservations, boot: bytes, applied: Iterable[int] = ()) -> bytes | None:
+    """The blob; None where nothing is worth keeping. `boot`: 16 bytes that tell one power cycle from another.
+    `applied`: the commands (Task.once) that made it what it is, the last ones count."""
+    kept = list(applied)[-APPLIED_LIMIT:]
+    if state == Reservations() and not kept:
         return None
     registered = list(state.registered)
     built: bytes = KEPT.build(
@@ -291,9 +301,25 @@ def keep(state: Reservations, boot: bytes) -> bytes | None:
             "holder": NOBODY if state.holder is None else registered.index(state.holder),
             "registered": [{"nexus": _nexus(nexus), "key": key} for nexus, key in state.registered.items()],
             "legacy": [] if state.legacy is None else [_nexus(state.legacy)],
+            "applied": kept,
         }
     )
     return built
+
+
+def applied_by(blob: bytes | None) -> list[int]:
+    """The commands that `keep` was told of. Raises SavedStateDamaged."""
+    return [] if blob is None else list(_parse(blob).applied or ())
+
+
+def _parse(blob: bytes) -> Any:
+    try:
+        parsed = KEPT.parse(blob)
+    except ConstructError as error:
+        raise SavedStateDamaged(f"reservations that make no sense: {error}") from None
+    if not 1 <= parsed.version <= VERSION:
+        raise SavedStateDamaged(f"reservations of version {parsed.version}, not {VERSION}")
+    return parsed
 
 
 def recall(blob: bytes | None, boot: bytes) -> Reservations:
@@ -301,12 +327,10 @@ def recall(blob: bytes | None, boot: bytes) -> Reservations:
     anew (SPC-5 5.14.5, 6.14.2.2). Raises SavedStateDamaged."""
     if blob is None:
         return Reservations()
+    parsed = _parse(blob)
     try:
-        parsed = KEPT.parse(blob)
-        if parsed.version != VERSION:
-            raise SavedStateDamaged(f"reservations of version {parsed.version}, not {VERSION}")
         state = _state(parsed)
-    except (ConstructError, ValueError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         raise SavedStateDamaged(f"reservations that make no sense: {error}") from None
     if parsed.boot == boot:
         return state

@@ -58,12 +58,13 @@ def _reserve_out(action: int, name: str) -> Command:
         parameter_list_max=PARAMETER_LIST_BYTES - 1,
         passes_reserve=True,
         access=Access.STANDBY,
+        once=True,
     )
 
 
 def _legacy(name: str, opcode: int, length: int, handler: str) -> Command:
     # No third party, and the whole unit: every other form is obsolete.
-    return python(name, opcode, length, ATTENTIVE, handler, direction=Direction.NONE, passes_reserve=True)
+    return python(name, opcode, length, ATTENTIVE, handler, direction=Direction.NONE, passes_reserve=True, once=True)
 
 
 RESERVATION_ROWS: Final[tuple[Command, ...]] = (

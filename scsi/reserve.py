@@ -9,6 +9,7 @@ before and that now conflict have ended (or were aborted) when the status is sen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import lru_cache
@@ -50,6 +51,7 @@ class ReservationKeeper:
         self.turn: Final = asyncio.Lock()
         """held while a change is under way"""
         self.state = self._recall()
+        self._applied = self._recall_applied()
 
     def _recall(self) -> Reservations:
         try:
@@ -66,6 +68,15 @@ class ReservationKeeper:
             # SPC-2 5.5.1: its nexus was lost with the process that served the session.
             state = reservations.forget_legacy(state)
         return state
+
+    def _recall_applied(self) -> list[int]:
+        with contextlib.suppress(SavedStateDamaged):
+            return reservation_data.applied_by(self._unit.saved.get(BLOB))
+        return []
+
+    def has_applied(self, task: Task) -> bool:
+        """The change that the command asks for was made by a process before us, which could not say so any more."""
+        return bool(task.once) and task.once in self._applied
 
     # ---- who may do what -------------------------------------------------------------------------------------------
 
@@ -92,7 +103,8 @@ class ReservationKeeper:
         `turn` is held."""
         before = self.state
         if change.state != before:
-            await self._save(change.state)
+            # In one piece with the change: whoever comes after us finds both or neither.
+            await self._save(change.state, [*self._applied, by.once] if by.once else self._applied)
         self.state = change.state
         unit = self._unit
         stopped, free = [], []
@@ -116,12 +128,13 @@ class ReservationKeeper:
         for itl, bits in free:
             itl.gate.open(bits)
 
-    async def _save(self, state: Reservations) -> None:
+    async def _save(self, state: Reservations, applied: list[int]) -> None:
         try:
-            await self._unit.saved.put(BLOB, reservation_data.keep(state, self._boot))
+            await self._unit.saved.put(BLOB, reservation_data.keep(state, self._boot, applied))
         except SavedStateError as error:
             self._unit.complain("its reservations cannot be kept, so nothing changed: %s", error)
             raise CheckCondition(sense.INTERNAL_TARGET_FAILURE) from None
+        self._applied = applied[-reservation_data.APPLIED_LIMIT :]
 
     async def forget_legacy(self, nexus: NexusId | None = None) -> None:
         """A reset, or the loss of the nexus that made a RESERVE, ends it (SPC-2 5.5.1)."""
@@ -132,7 +145,7 @@ class ReservationKeeper:
             if state == self.state:
                 return
             try:
-                await self._save(state)
+                await self._save(state, self._applied)
             except CheckCondition:
                 # It ends all the same; should we die now it would be there again, and one more reset ends it.
                 LOG.warning("%s: the end of a RESERVE was not kept", self._unit.definition.name)

@@ -174,6 +174,7 @@ SERVICE_ROWS: Final[tuple[Command, ...]] = (
         parameter_list_max=_LIST_MAX,
         conflict=Conflict.WRITE,
         timeout=_HOUR,
+        once=True,
     ),
     _receive_copy("COPY STATUS", 0x00, "receive_copy_status", Field("list_identifier", 2)),
     _receive_copy("OPERATING PARAMETERS", 0x03, "receive_copy_operating_parameters"),

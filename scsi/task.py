@@ -51,7 +51,8 @@ class ServiceResponse(IntEnum):
 class Task:
     """One command of one I_T_L nexus. `data_out` holds the copied parameter list (rows with parameter_list_max),
     the two lengths are what the initiator's buffers hold, in bytes. `order` grows in the order of sending where the
-    transport has one."""
+    transport has one. `once`: of a command that may not run twice, the same when a process that was killed had it
+    before us; else 0."""
 
     itl: ITL
     tag: int
@@ -61,6 +62,7 @@ class Task:
     data_in_length: int = 0
     data_out_length: int = 0
     order: int = 0
+    once: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,11 @@ class SplitDriver(RingDriver):
         return RawRing(self)
 
     @property
+    def used_idx(self) -> int:
+        """Where the device's used ring ends, collected or not."""
+        return self._used_idx.load()
+
+    @property
     def free_descriptors(self) -> int:
         return len(self._free)
 

@@ -16,7 +16,7 @@ PROGRAM = """
 #include <stdint.h>
 #include <stdio.h>
 struct vs_row { const char *name; uint8_t opcode; uint8_t has_sa; uint16_t service_action; uint8_t cdb_len;
-        uint8_t media; uint8_t dir; uint32_t param_max; uint8_t param_at, param_bytes;
+        uint8_t media; uint8_t dir; uint32_t param_max; uint8_t param_at, param_bytes, once;
         uint64_t gate_mask; uint8_t usage[32]; };
 #include "tables.h"
 int main(void)

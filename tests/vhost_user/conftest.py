@@ -17,7 +17,7 @@ import pytest
 from tests.waiting import PATIENCE, wait_for
 from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.frontend import Frontend, SharedMemory
-from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
+from vhost_scsi.vhost_user.messages import Inflight, MemoryRegion, VringAddr
 from vhost_scsi.vhost_user.server import Server
 
 T = TypeVar("T")
@@ -134,6 +134,15 @@ class RecordingDevice:
     async def reset_device(self) -> None:
         self._record("reset_device")
         self.enabled.clear()
+
+    def get_inflight(self, num_queues: int, queue_size: int) -> tuple[int, int]:
+        self._record("get_inflight", num_queues, queue_size)
+        fd = os.memfd_create("inflight", os.MFD_CLOEXEC)
+        os.ftruncate(fd, 4096)
+        return fd, 4096
+
+    async def set_inflight(self, inflight: Inflight, fd: int) -> None:
+        self._record("set_inflight", inflight, os.fstat(fd).st_size)
 
     def set_backend_channel(self, channel: socket.socket | None) -> None:
         self._record("set_backend_channel", channel)

@@ -38,8 +38,8 @@ def test_offers_the_devices_features_and_protocol_features(backend: Any, fronten
     assert frontend.get_features() == backend.device.features | ALL
 
 
-def test_offers_exactly_the_six_protocol_features(frontend: Frontend) -> None:
-    names = {"MQ", "REPLY_ACK", "BACKEND_REQ", "CONFIGURE_MEM_SLOTS", "RESET_DEVICE", "STATUS"}
+def test_offers_exactly_these_protocol_features(frontend: Frontend) -> None:
+    names = {"MQ", "REPLY_ACK", "BACKEND_REQ", "CONFIGURE_MEM_SLOTS", "RESET_DEVICE", "STATUS", "INFLIGHT_SHMFD"}
     assert {each.name for each in ProtocolFeature if each in frontend.get_protocol_features()} == names
 
 

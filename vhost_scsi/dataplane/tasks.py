@@ -37,6 +37,7 @@ class PyTask:
     gate: int
     age_ns: int
     order: int
+    once: int
     fault: bool = False
     """C has ended it, with `status`, and waits for a verdict before anybody is told"""
     status: int = 0
@@ -63,6 +64,7 @@ def task_from(info: Any) -> PyTask:
         gate=info.gate,
         age_ns=info.age_ns,
         order=info.order,
+        once=info.once,
         fault=bool(info.fault),
         status=info.status,
         notify=info.notify,

@@ -201,6 +201,12 @@ class Port:
         await mapped.gate.retire()
         lib.vs_nexus_destroy(mapped.handle)
 
+    def resumed(self) -> None:
+        """Who is behind the port was there before this process was and has noticed nothing: no power came on for it."""
+        for mapped in self.luns:
+            mapped.itl.in_use = True
+            mapped.itl.clear(mapped.itl.nexus.greeting)
+
     async def nexus_lost(self, *, machine: bool = True) -> None:
         """The transport lost its initiator (or was reset by it): every nexus of this port ends its tasks. `machine`:
         what was behind the port is gone as a machine is that was switched off, and a unit that nobody else uses is as

@@ -106,6 +106,7 @@ class Target:
             task.in_length,
             task.out_length,
             task.order,
+            task.once,
         )
         lu = mapped.unit.logical_unit
 

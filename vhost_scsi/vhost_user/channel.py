@@ -171,12 +171,15 @@ class Channel:
             except BlockingIOError:
                 await self._ready(reading=True)
 
-    async def send_reply(self, request: int, payload: bytes) -> None:
-        """Sends one reply. A peer that does not read keeps only its own connection waiting."""
+    async def send_reply(self, request: int, payload: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends one reply, the descriptors with its first byte. A peer that does not read keeps only its own
+        connection waiting."""
         data = memoryview(pack_header(request, VERSION | HeaderFlag.REPLY, len(payload)) + payload)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         while data:
             try:
-                data = data[self._sock.send(data, socket.MSG_NOSIGNAL) :]
+                data = data[self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL) :]
+                ancillary = []
             except BlockingIOError:
                 await self._ready(reading=False)
 

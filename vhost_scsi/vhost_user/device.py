@@ -20,9 +20,10 @@ from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.log_limit import LimitedLog
 from vhost_scsi.target import Port
-from vhost_scsi.vhost_user import control_queue
+from vhost_scsi.vhost_user import control_queue, inflight
 from vhost_scsi.vhost_user.features import Feature, feature_names
-from vhost_scsi.vhost_user.messages import MemoryRegion, VringAddr
+from vhost_scsi.vhost_user.inflight import InflightMemory
+from vhost_scsi.vhost_user.messages import Inflight, MemoryRegion, VringAddr
 from vhost_scsi.vhost_user.rules import ProtocolError, Rule
 from vhost_scsi.virtqueue.layout import RingAddresses
 from vhost_scsi.virtqueue.memory import FileMemory, FileRegion
@@ -150,6 +151,11 @@ class VirtioScsiDevice:
         self._acked = 0
         self._rings = [_Ring() for _ in range(num_queues)]
         self._map: _Map | None = None
+        self._inflight: InflightMemory | None = None
+        self._left: set[int] = set()
+        """rings that a dead process had something in flight of, and that have not been started since"""
+        self._served = False
+        """this process has had a front end here, or one that got its in-flight memory from it"""
         self._channel: socket.socket | None = None
         self._pending: set[asyncio.Future[Any]] = set()
         self._starting: dict[int, list[asyncio.Future[None]]] = {}
@@ -274,6 +280,33 @@ class VirtioScsiDevice:
             await self._stop(index)
             self._rings[index].armed = True
 
+    # ---- requests in flight ----------------------------------------------------------------------------------------
+
+    def get_inflight(self, num_queues: int, queue_size: int) -> tuple[int, int]:
+        self._served = True
+        return inflight.create(num_queues, queue_size)
+
+    async def set_inflight(self, wanted: Inflight, fd: int) -> None:
+        for index in range(self.num_queues):
+            await self._settle(index)
+        if any(ring.running for ring in self._rings):
+            raise ProtocolError(Rule.RING_STARTED, "a ring runs")
+        memory = InflightMemory(self._core, wanted, fd)
+        self._drop_inflight()
+        self._inflight = memory
+        self._left = memory.left(self._ring_features())
+        if not self._served:
+            # It comes from a process before this one: the guest has been running all the while.
+            self._log.say(logging.INFO, "resumed", f"port {self.port.name}: a guest of an earlier process goes on")
+            self.port.resumed()
+        self._served = True
+
+    def _drop_inflight(self) -> None:
+        if self._inflight is not None:
+            self._inflight.close()
+        self._inflight = None
+        self._left = set()
+
     # ---- rings -----------------------------------------------------------------------------------------------------
 
     async def set_vring_num(self, index: int, num: int) -> None:
@@ -380,6 +413,9 @@ class VirtioScsiDevice:
             ring.based = ring.enabled = ring.armed = False
             _close(ring.kick)
             ring.kick = None
+        if self._inflight is not None:
+            self._inflight.forget(self._ring_features())
+        self._left = set()
         self.status = 0
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
@@ -413,7 +449,8 @@ class VirtioScsiDevice:
         if ring.running or not ring.armed or not ring.enabled or ring.addr is None or not ring.num or self._map is None:
             return
         addresses = self._guest_addresses(ring)
-        if addresses is None:
+        if addresses is None or (index == CONTROL and self._left - {CONTROL, EVENT}):
+            # Management of tasks waits until all the tasks are there that it may be about.
             return
         if ring.num & (ring.num - 1) and not self._acked & Feature.RING_PACKED:
             # It was for a packed ring when it came: features changed after that.
@@ -430,7 +467,9 @@ class VirtioScsiDevice:
         params.enabled = ring.enabled
         # A ring whose base is known is looked at without a kick: one may have been lost while it was stopped.
         params.wait_kick = not ring.based
+        params.inflight = ffi.NULL if self._inflight is None else self._inflight.handle
         ring.running = True
+        self._served = True
         enabled = ring.enabled
         reply = await self._core.message(
             lambda cookie: lib.vs_queue_start(self.handle, index, params, self._require_map(), cookie)
@@ -440,8 +479,26 @@ class VirtioScsiDevice:
             self._say(index, "cannot start", rule_name(-reply.err))
             return
         ring.addresses = addresses
+        self._tell_replays(index, reply.aux)
         if ring.enabled != enabled:
             await self._enable(index, ring.enabled)
+        if index in self._left:
+            self._left.discard(index)
+            if index not in (CONTROL, EVENT):
+                await self._try_start(CONTROL)
+
+    def _tell_replays(self, index: int, replays: int) -> None:
+        where = f"port {self.port.name}: {queue_name(index)}"
+        if replays & inflight.FORGOTTEN:
+            self._log.say(
+                logging.WARNING,
+                "forgotten",
+                f"{where}: what an earlier process had in flight does not fit the ring, and is forgotten",
+            )
+        elif replays:
+            self._log.say(
+                logging.INFO, "replayed", f"{where}: {replays} requests of an earlier process are executed again"
+            )
 
     def _require_map(self) -> CData:
         if self._map is None:
@@ -487,6 +544,7 @@ class VirtioScsiDevice:
         old, self._map = self._map, None
         if old is not None:
             await self._drop_map(old, set())
+        self._drop_inflight()
         for ring in self._rings:
             for fd in (ring.kick, ring.call, ring.err):
                 _close(fd)

@@ -21,6 +21,7 @@ from vhost_scsi.vhost_user.channel import EndOfStream, Frame, FrameReader
 from vhost_scsi.vhost_user.features import LAYOUTS, Feature
 from vhost_scsi.vhost_user.messages import (
     EMPTY,
+    INFLIGHT,
     MEMORY_TABLE,
     SINGLE_REGION,
     U64,
@@ -30,6 +31,7 @@ from vhost_scsi.vhost_user.messages import (
     VRING_STATE,
     HeaderFlag,
     IndexedVringAddr,
+    Inflight,
     MemoryRegion,
     ProtocolFeature,
     Request,
@@ -135,6 +137,11 @@ class Frontend:
         self.sock.close()
         for vring in self._vrings:
             vring.close()
+
+    def hand_over(self, other: Frontend) -> None:
+        """Ends this connection; its notifiers are the other one's from here on."""
+        other._vrings, self._vrings = self._vrings, []
+        self.close()
 
     # Raw messages
 
@@ -263,19 +270,41 @@ class Frontend:
     def remove_mem_region(self, region: MemoryRegion) -> None:
         self.tell(Request.REM_MEM_REG, SINGLE_REGION.build(region))
 
+    # Requests in flight
+
+    def get_inflight(self, num_queues: int, queue_size: int) -> tuple[Inflight, int]:
+        """Where a back end wants to keep them, and a descriptor of that memory, ours to close."""
+        request = Request.GET_INFLIGHT_FD
+        self.send(request, INFLIGHT.build(Inflight(0, 0, num_queues, queue_size)))
+        frame = self.receive()
+        with frame.fds:
+            if frame.request != request or not frame.payload or len(frame.fds) != 1:
+                raise RequestRefused(request, 0)
+            fd = os.dup(frame.fds[0])
+        return INFLIGHT.parse(frame.payload), fd
+
+    def set_inflight(self, inflight: Inflight, fd: int) -> None:
+        self.tell(Request.SET_INFLIGHT_FD, INFLIGHT.build(inflight), [fd])
+
     # Rings
 
     def setup_vring(
-        self, index: int, num: int, addr: VringAddr, *, base: int = 0, polled: bool = False, enable: bool = True
+        self,
+        index: int,
+        num: int,
+        addr: VringAddr,
+        *,
+        base: int = 0,
+        polled: bool = False,
+        enable: bool = True,
+        again: Vring | None = None,
     ) -> Vring:
         """Everything a ring needs, in QEMU's order: NUM, BASE, ADDR, KICK, CALL, ERR, ENABLE.
 
         `addr` holds user addresses. `polled`: no descriptor for kick and call. The ring starts at its first kick.
+        `again`: with the notifiers that it had.
         """
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        kick, call = (None, None) if polled else (os.eventfd(0, flags), os.eventfd(0, flags))
-        vring = Vring(index, kick, call, os.eventfd(0, flags))
-        self._vrings.append(vring)
+        vring = again or self._new_vring(index, polled)
         self.tell(Request.SET_VRING_NUM, VRING_STATE.build(VringState(index, num)))
         self.tell(Request.SET_VRING_BASE, VRING_STATE.build(VringState(index, base)))
         self.tell(Request.SET_VRING_ADDR, VRING_ADDR.build(IndexedVringAddr(index, addr)))
@@ -284,6 +313,13 @@ class Frontend:
         self.set_notifier(Request.SET_VRING_ERR, index, vring.err_fd)
         if enable and self.features & Feature.VHOST_USER_PROTOCOL_FEATURES:
             self.set_vring_enable(index, True)
+        return vring
+
+    def _new_vring(self, index: int, polled: bool) -> Vring:
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        kick, call = (None, None) if polled else (os.eventfd(0, flags), os.eventfd(0, flags))
+        vring = Vring(index, kick, call, os.eventfd(0, flags))
+        self._vrings.append(vring)
         return vring
 
     def set_notifier(self, request: Request, index: int, fd: int | None) -> None:

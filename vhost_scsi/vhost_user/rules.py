@@ -59,6 +59,7 @@ class Rule(IntEnum):
     NOTIFIER_KIND = 49
     CHANNEL_KIND = 50
     STATUS_VALUE = 51
+    INFLIGHT_SHAPE = 52
     DEVICE_FAILED = 60
 
     @property

@@ -26,6 +26,7 @@ from vhost_scsi.vhost_user.messages import (
     VRING_INDEX_MASK,
     VRING_NOFD,
     IndexedVringAddr,
+    Inflight,
     MemoryRegion,
     Message,
     ProtocolFeature,
@@ -44,6 +45,7 @@ OFFERED = (
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.STATUS
 )
@@ -109,6 +111,15 @@ class Device(Protocol):
         QEMU resets after it has sent those and does not always send them again."""
         ...
 
+    def get_inflight(self, num_queues: int, queue_size: int) -> tuple[int, int]:
+        """Fresh memory in which requests in flight are kept: a descriptor, the caller's to close, and its size."""
+        ...
+
+    async def set_inflight(self, inflight: Inflight, fd: int) -> None:
+        """Where they are kept from the next start of a ring on, and what a process before this one may have left. The
+        descriptor stays the caller's. Raises ProtocolError while a ring runs."""
+        ...
+
     def set_backend_channel(self, channel: socket.socket | None) -> None:
         """A connected non-blocking socket, the device's from now on; one that came before is closed."""
         ...
@@ -137,6 +148,8 @@ class Session:
         self._features = 0
         self._regions: list[MemoryRegion] = []
         self._rings = [_Ring() for _ in range(device.num_queues)]
+        self._reply_fds: list[int] = []
+        """ours, for the reply that comes next"""
 
     async def run(self, sock: socket.socket) -> None:
         """Serves `sock` (and closes it) until the peer goes, breaks the framing, or leaves no safe way on."""
@@ -173,8 +186,12 @@ class Session:
                 answer = reply
                 if answer is None and frame.needs_reply and (acks_before or self._acks):
                     answer = U64.build(0)
-        if answer is not None:
-            await channel.send_reply(frame.request, answer)
+        try:
+            if answer is not None:
+                await channel.send_reply(frame.request, answer, self._reply_fds)
+        finally:
+            while self._reply_fds:
+                os.close(self._reply_fds.pop())
         return True
 
     @property
@@ -209,7 +226,10 @@ class Session:
             raise ProtocolError(error.rule, f"{name}: {error.detail}") from error
         except OSError as error:
             raise ProtocolError(Rule.DEVICE_FAILED, f"{name}: {error}") from error
-        return None if row.reply is None else row.reply.build(value)
+        if row.reply is None:
+            return None
+        # What comes back in the form in which it was sent has the same size, padded as the front end's compiler does.
+        return row.reply.build(value).ljust(len(frame.payload) if row.reply is row.payload else 0, b"\0")
 
     def _check_negotiated(self, row: Message, name: str) -> None:
         if row.requires & ~self._protocol_features:
@@ -278,6 +298,24 @@ class Session:
         except BaseException:
             channel.close()
             raise
+
+    # Requests in flight
+
+    def _check_inflight(self, inflight: Inflight) -> None:
+        if not 0 < inflight.num_queues <= len(self._rings):
+            raise ProtocolError(Rule.INFLIGHT_SHAPE, f"{inflight.num_queues} queues of {len(self._rings)}")
+        if not 0 < inflight.queue_size <= memory_table.MAX_RING_SIZE:
+            raise ProtocolError(Rule.INFLIGHT_SHAPE, f"queues of {inflight.queue_size} entries")
+
+    async def _get_inflight_fd(self, wanted: Inflight, _fds: ReceivedFds) -> Inflight:
+        self._check_inflight(wanted)
+        fd, size = self._device.get_inflight(wanted.num_queues, wanted.queue_size)
+        self._reply_fds.append(fd)
+        return Inflight(size, 0, wanted.num_queues, wanted.queue_size)
+
+    async def _set_inflight_fd(self, inflight: Inflight, fds: ReceivedFds) -> None:
+        self._check_inflight(inflight)
+        await self._device.set_inflight(inflight, fds[0])
 
     # Memory
 
@@ -414,6 +452,8 @@ _HANDLERS: dict[int, Callable[[Session, Any, ReceivedFds], Awaitable[Any]]] = {
     Request.GET_QUEUE_NUM: Session._get_queue_num,
     Request.SET_VRING_ENABLE: Session._set_vring_enable,
     Request.SET_BACKEND_REQ_FD: Session._set_backend_req_fd,
+    Request.GET_INFLIGHT_FD: Session._get_inflight_fd,
+    Request.SET_INFLIGHT_FD: Session._set_inflight_fd,
     Request.RESET_DEVICE: Session._reset_device,
     Request.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
     Request.ADD_MEM_REG: Session._add_mem_reg,
