@@ -21,6 +21,7 @@ class Case:
     packed: bool = False
     small_pages: bool = False
     adaptive: bool = False
+    inflight: bool = False
     ring_size: int = 256
     target: float | None = None
 
@@ -33,6 +34,7 @@ class Case:
             "--packed": self.packed,
             "--small-pages": self.small_pages,
             "--adaptive": self.adaptive,
+            "--inflight": self.inflight,
         }
         numbers = ["--depth", str(self.depth), "--ring", str(self.ring_size)]
         return [flag for flag, wanted in flags.items() if wanted] + numbers
@@ -52,6 +54,8 @@ CASES = (
     Case("null-32-packed-indirect", 32, packed=True, indirect=True),
     Case("null-32-packed-event", 32, packed=True, event_idx=True),
     Case("null-32-adaptive", 32, adaptive=True),
+    Case("null-32-inflight", 32, inflight=True),
+    Case("memory-32-inflight", 32, memory=True, inflight=True),
     Case("null-128", 128, ring_size=512),
     Case("null-1", 1),
     Case("null-1-packed", 1, packed=True),
@@ -80,5 +84,7 @@ RATIOS = (
     Ratio("null-1-packed", "null-1", "packed ring, depth of one"),
     Ratio("memory-32-packed", "memory-32", "packed ring"),
     Ratio("null-32-adaptive", "null-32", "spins and may sleep, instead of polling for ever"),
+    Ratio("null-32-inflight", "null-32", "requests in flight are kept for the next process"),
+    Ratio("memory-32-inflight", "memory-32", "the same, with data moved"),
     Ratio("null-128", "null-32", "deeper"),
 )

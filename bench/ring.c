@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,7 +23,7 @@ enum { BLOCK = 512, HEADER = 51, RESPONSE = 108, CHECK_EVERY = 64, CLOCK_EVERY =
 static const double WINDOW = 1e-3, ON_CPU = 0.985; /* seconds; share */
 
 struct options {
-	bool memory, indirect, event_idx, packed, adaptive, huge_pages, inline_worker, check_all, misnumber;
+	bool memory, indirect, event_idx, packed, inflight, adaptive, huge_pages, inline_worker, check_all, misnumber;
 	uint32_t depth, ring_size, length, driver_cpu, worker_cpu;
 	uint64_t size, requests; /* bytes of the store; requests: stop after so many, 0: after seconds */
 	double seconds;
@@ -40,6 +41,7 @@ struct bench {
 	vs_lu *lu;
 	vs_nexus *nexus;
 	vs_vdev *vdev;
+	vs_inflight *inflight;
 	struct slot *slots;
 	uint32_t *slot_of; /* by head */
 	uint64_t random, submitted, completed, checked;
@@ -164,6 +166,18 @@ static void make_slots(struct bench *b)
 	}
 }
 
+/* Requests in flight are kept in memory that outlives the process, as QEMU has it. */
+static void keep_inflight(struct bench *b)
+{
+	uint64_t size = vs_inflight_size(3, b->o.ring_size);
+	int fd = memfd_create("inflight", MFD_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, (off_t)size))
+		die("in-flight memory", -errno);
+	must("in-flight memory", vs_inflight_open(b->core, fd, size, 0, 3, b->o.ring_size, &b->inflight));
+	close(fd);
+}
+
 static void make_device(struct bench *b)
 {
 	struct options *o = &b->o;
@@ -182,6 +196,9 @@ static void make_device(struct bench *b)
 	wait_for(b, 10);
 	vs_driver_params(&b->driver, &queue);
 	queue.enabled = 1;
+	if (o->inflight)
+		keep_inflight(b);
+	queue.inflight = b->inflight;
 	must("queue", vs_queue_start(b->vdev, VS_QUEUE_REQUEST, &queue, b->map, 11));
 	wait_for(b, 11);
 	vs_driver_interrupts_off(&b->driver);
@@ -214,6 +231,8 @@ static void teardown(struct bench *b)
 	if (b->o.inline_worker)
 		b->core->workers[0].engine->fini(&b->core->workers[0]);
 	vs_vdev_destroy(b->vdev);
+	if (b->inflight)
+		vs_inflight_close(b->inflight);
 	vs_nexus_destroy(b->nexus);
 	vs_lu_destroy(b->lu);
 	vs_store_destroy(b->store);
@@ -398,7 +417,7 @@ static void measure(struct bench *b)
 static const struct option long_options[] = {
 	{ "memory", no_argument, NULL, 'm' }, { "indirect", no_argument, NULL, 'i' }, { "event-idx", no_argument, NULL, 'e' }, { "packed", no_argument, NULL, 'P' },
 	{ "adaptive", no_argument, NULL, 'a' }, { "small-pages", no_argument, NULL, 'p' }, { "inline", no_argument, NULL, 'I' },
-	{ "check-all", no_argument, NULL, 'c' }, { "misnumber", no_argument, NULL, 'x' }, { "depth", required_argument, NULL, 'd' }, { "ring", required_argument, NULL, 'r' },
+	{ "inflight", no_argument, NULL, 'f' }, { "check-all", no_argument, NULL, 'c' }, { "misnumber", no_argument, NULL, 'x' }, { "depth", required_argument, NULL, 'd' }, { "ring", required_argument, NULL, 'r' },
 	{ "length", required_argument, NULL, 'l' }, { "size", required_argument, NULL, 's' }, { "requests", required_argument, NULL, 'n' },
 	{ "seconds", required_argument, NULL, 't' }, { "driver-cpu", required_argument, NULL, 'D' }, { "worker-cpu", required_argument, NULL, 'W' },
 	{ 0 },
@@ -427,6 +446,7 @@ static struct options parse(int argc, char **argv)
 		case 'a': o.adaptive = true; break;
 		case 'p': o.huge_pages = false; break;
 		case 'I': o.inline_worker = true; break;
+		case 'f': o.inflight = true; break;
 		case 'c': o.check_all = true; break;
 		case 'x': o.misnumber = true; break; /* so that a test sees the check fail */
 		case 'd': o.depth = (uint32_t)number(optarg); break;

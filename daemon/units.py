@@ -7,6 +7,7 @@ The stores themselves, and the grammar of their names, are `vhost_scsi.stores`.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from typing import Final
 from vhost_scsi.daemon.config import LuConfig, store_spec
 from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.stores import Store, StoreSpec, open_store_when_free
+from vhost_scsi.stores import Store, StoreInUse, StoreSpec, open_store_when_free
 
+LOG: Final = logging.getLogger("vhost_scsi.control")
 # After kill -9 the kernel still ends the old process's I/O, and keeps its lock meanwhile; a person who started the
 # program twice should not have to wait much longer than that.
 LOCK_PATIENCE: Final = 3.0  # seconds
@@ -24,8 +26,12 @@ LOCK_PATIENCE: Final = 3.0  # seconds
 
 async def open_unit_store(core: Core, name: str, lu: LuConfig) -> Store:
     """The open store of the unit `name`; the caller owns it. Waits a moment for a lock."""
+
+    def waits(why: StoreInUse) -> None:
+        LOG.info("logical unit %s: %s; waiting up to %g s for it to go", name, why, LOCK_PATIENCE)
+
     try:
-        return await open_store_when_free(store_spec(lu), core, LOCK_PATIENCE)
+        return await open_store_when_free(store_spec(lu), core, LOCK_PATIENCE, waits)
     except ConfigError as error:
         raise type(error)(f"logical unit {name}: {error}") from None
 

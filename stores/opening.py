@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from vhost_scsi.dataplane import Core
@@ -30,18 +30,24 @@ def open_store(source: Source, core: Core) -> Store:
     return _open(spec, core, reading=False)
 
 
-async def open_store_when_free(source: Source, core: Core, patience: float) -> Store:
+async def open_store_when_free(
+    source: Source, core: Core, patience: float, waits: Callable[[StoreInUse], None] = lambda why: None
+) -> Store:
     """Waits up to `patience` seconds for the lock: after a crash the kernel ends the old process's I/O first, and its
-    lock with it. Raises StoreInUse after that.
+    lock with it. `waits` is told once, if it has to. Raises StoreInUse after that.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
+    told = False
     while True:
         try:
             return open_store(source, core)
-        except StoreInUse:
+        except StoreInUse as why:
             if loop.time() >= until:
                 raise
+            if not told:
+                waits(why)
+            told = True
         await asyncio.sleep(RETRY_EVERY)
 
 

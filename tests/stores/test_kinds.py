@@ -83,11 +83,13 @@ def test_a_file_that_cannot_be_a_store(make: object, says: str, tmp_path: Path, 
 def test_the_lock(disk: Path, with_core: WithCore) -> None:
     async def body(core: Core) -> None:
         store = open_store(str(disk), core)
+        told: list[StoreInUse] = []
         with pytest.raises(StoreInUse, match="in use"):
             open_store(str(disk), core)
         start = time.monotonic()
         with pytest.raises(StoreInUse):
-            await open_store_when_free(str(disk), core, 0.05)
+            await open_store_when_free(str(disk), core, 0.05, told.append)
+        assert len(told) == 1, "once, however often it looks"
         assert time.monotonic() - start >= 0.05
         open_store(f"{disk},lock=off", core).close()
         store.close()
