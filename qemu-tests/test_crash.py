@@ -28,7 +28,7 @@ from newer_qemu import reconnecting_qemu
 
 from vhost_scsi.qemu import Accel, Guest
 
-KILLS = int(os.environ.get("VHOST_SCSI_KILLS", "200"))
+KILLS = int(os.environ.get("VHOST_SCSI_KILLS", "200"))  # of each layout
 MIB = 1 << 20
 SIZE = 64 * MIB
 QUEUES, RING = 2, 128
@@ -45,7 +45,24 @@ WRITER = "rm -f /tmp/stop; while [ ! -e /tmp/stop ]; do {fio}; s=$?; echo $s >/t
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """How long a queue's region is before, and for, its requests (vhost-user: QueueRegionSplit, QueueRegionPacked)."""
+
+    name: str
+    header: int
+    entry: int
+
+    @property
+    def stride(self) -> int:
+        return (self.header + self.entry * RING + 63) // 64 * 64
+
+
+SPLIT, PACKED = Layout("split", 16, 16), Layout("packed", 32, 32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Debian:
+    layout: Layout
     guest: Guest
     backend: Backend
     disks: dict[tuple[int, int], Disk]
@@ -59,25 +76,26 @@ def crash_bed(accel: Accel, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
-@pytest.fixture
-def debian(crash_bed: Bed) -> Debian:
+@pytest.fixture(params=[SPLIT, PACKED], ids=lambda layout: layout.name)
+def debian(crash_bed: Bed, request: pytest.FixtureRequest) -> Debian:
     """Its root disk has a back end of its own, which lives."""
-
+    layout: Layout = request.param
     number = len(list(crash_bed.folder.glob("disk-*")))
     disk, other = crash_bed.disk(f"disk-{number}", SIZE), crash_bed.disk(f"lost-{number}", SIZE)
     root = crash_bed.serve(f"0:0=overlay:{image.demo_image()}")
     # Slow enough to have requests in flight, and a worker that looks for more before it sleeps: so it is met at work.
     backend = crash_bed.serve(
-        f"1:0=delay(read=4ms,write=4ms):{disk}",
+        f"1:0=delay(read=20ms,write=20ms):{disk}",
         f"1:1=faulty(op=write,fault=torn,skip=40,count=1):{other}",
         queues=QUEUES,
         options=["--spin-us", "5000"],
     )
-    attached = crash_bed.attach(backend, queues=QUEUES, size=RING)
+    properties = {"packed": "on"} if layout is PACKED else None
+    attached = crash_bed.attach(backend, queues=QUEUES, size=RING, properties=properties)
     guest = crash_bed.start(*crash_bed.attach(root, bootindex=0, ident="root"), *attached, cpus=2)
     guest.login(PATIENCE * 4)
     mine = disks(guest)
-    return Debian(guest, backend, mine)
+    return Debian(layout, guest, backend, mine)
 
 
 # -- where a back end stands ------------------------------------------------------------------------------------------
@@ -95,14 +113,13 @@ def inflight_memory(qemu_pid: int) -> list[bytes]:
     return list(found.values())
 
 
-def in_flight(memory: bytes, num_queues: int) -> int:
-    """Requests that a region says are in flight (vhost-user: QueueRegionSplit, DescStateSplit)."""
-    stride = (16 + 16 * RING + 63) // 64 * 64
+def in_flight(memory: bytes, layout: Layout) -> int:
+    """Requests that a region says are in flight."""
     count = 0
-    for queue in range(FIRST_REQUEST, num_queues):
-        region = memory[queue * stride : (queue + 1) * stride]
+    for queue in range(FIRST_REQUEST, FIRST_REQUEST + QUEUES):
+        region = memory[queue * layout.stride : (queue + 1) * layout.stride]
         if struct.unpack_from("=H", region, 8)[0] == 1:
-            count += sum(region[16 + 16 * entry] for entry in range(RING))
+            count += sum(region[layout.header + layout.entry * entry] for entry in range(RING))
     return count
 
 
@@ -132,8 +149,10 @@ def stopped_at(pid: int, symbols: Symbols) -> str:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         if (thread / "comm").read_text().startswith("vs-worker"):
             words = (thread / "syscall").read_text().split()
-            if words[0] == "running":
-                return "running"
+            deadline = time.monotonic() + PATIENCE
+            while words[0] == "running":  # it is told to stop, and has not yet
+                assert time.monotonic() < deadline, "a stopped process runs on"
+                words = (thread / "syscall").read_text().split()
             where = symbols.name(pid, int(words[-1], 16))
             return where if words[0] == "-1" else f"system call {words[0]}"
     return "no worker"
@@ -163,7 +182,7 @@ def kill_often(setup: Debian, disk: Disk, kills: int) -> tuple[collections.Count
         os.kill(backend.pid, signal.SIGSTOP)
         where[stopped_at(backend.pid, symbols)] += 1
         backend.kill()
-        busy += any(in_flight(memory, FIRST_REQUEST + QUEUES) for memory in inflight_memory(guest.pid))
+        busy += any(in_flight(memory, setup.layout) for memory in inflight_memory(guest.pid))
         backend.restart()
     wait_for_requests(backend, 20)
     guest.check("touch /tmp/stop; while [ ! -e /tmp/ended ]; do sleep 0.2; done; rm /tmp/ended", GUEST_STEP)
@@ -183,7 +202,7 @@ def check_fio(guest: Guest) -> None:
 @pytest.mark.timeout(14400)
 def test_a_guest_does_not_notice_that_its_back_end_is_killed(debian: Debian) -> None:
     where, busy = kill_often(debian, debian.disks[PLACE], KILLS)
-    print(f"\n{KILLS} kills, {busy} with requests in flight; the worker stood in:")
+    print(f"\n{debian.layout.name}: {KILLS} kills, {busy} with requests in flight; the worker stood in:")
     for name, count in where.most_common():
         print(f"  {count:4} {name}")
     check_fio(debian.guest)

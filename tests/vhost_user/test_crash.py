@@ -21,6 +21,7 @@ import pytest
 from tests.live import TEST_UNIT_READY, Host, compare_and_write, read10, write10
 from vhost_scsi.daemon.client import ControlClient
 from vhost_scsi.scsi.task import Status
+from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.initiator import Initiator
 
 PATIENCE = 60.0  # seconds; processes start slowly beside everything else
@@ -90,11 +91,16 @@ def image(folder: Path) -> Path:
     return path
 
 
-def test_what_was_in_flight_is_executed_by_the_next_process(daemon: Daemon, tmp_path: Path) -> None:
+SPLIT = int(Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC)
+
+
+@pytest.mark.parametrize("features", [SPLIT, SPLIT | int(Feature.RING_PACKED)], ids=["split", "packed"])
+def test_what_was_in_flight_is_executed_by_the_next_process(daemon: Daemon, tmp_path: Path, features: int) -> None:
     """Eight writes and a COMPARE AND WRITE wait in a store that takes its time when the process is killed."""
     disk = image(tmp_path)
     daemon.start(f"0:0=delay(write=600s):{disk}")
-    with contextlib.closing(Initiator(daemon.socket, request_queues=2, inflight=True, timeout=PATIENCE)) as initiator:
+    options = {"request_queues": 2, "inflight": True, "timeout": PATIENCE}
+    with contextlib.closing(Initiator(daemon.socket, features=features, **options)) as initiator:  # type: ignore[arg-type]
         host = Host(initiator)
         host.ready()
         host.ok(*persistent_reserve_out(0, 0, REGISTERED))

@@ -26,6 +26,7 @@ from vhost_scsi.vhost_user.messages import (
     VringState,
 )
 from vhost_scsi.vhost_user.rules import ProtocolError, Rule
+from vhost_scsi.vhost_user.session import OFFERED
 
 USER = 0x7F00_0000_0000
 PAGE = 0x1000
@@ -128,11 +129,7 @@ def _payload_of(request: Request) -> bytes:
     return bytes(max(sizes)) if sizes else b""
 
 
-UNSERVED = sorted(
-    Request(number)
-    for number, row in MESSAGES.items()
-    if row.requires & ~OFFERED
-)
+UNSERVED = sorted(Request(number) for number, row in MESSAGES.items() if row.requires & ~OFFERED)
 
 
 @pytest.mark.parametrize("request_", UNSERVED, ids=lambda each: each.name)

@@ -23,6 +23,15 @@ from vhost_scsi.vhost_user.messages import INFLIGHT, Inflight, Request
 from vhost_scsi.vhost_user.rules import Rule
 
 
+def answer(frontend: Frontend, inflight: Inflight, fd: int) -> int:
+    """Of SET_INFLIGHT_FD: 0, or the rule that is broken. No test may keep the exception: it has the guest's memory."""
+    try:
+        frontend.set_inflight(inflight, fd)
+    except RequestRefused as error:
+        return error.code
+    return 0
+
+
 def test_the_answer_is_as_long_as_the_question(negotiated: Frontend) -> None:
     """QEMU's structure is padded, the specification's is not; each gets its own back, with one descriptor."""
     for padding in (b"", bytes(4)):
@@ -38,9 +47,8 @@ def test_the_answer_is_as_long_as_the_question(negotiated: Frontend) -> None:
 def test_queues_that_there_are_not_are_refused(backend: Backend, negotiated: Frontend, queues: int, size: int) -> None:
     with pytest.raises(RequestRefused):
         negotiated.get_inflight(queues, size)
-    with open("/dev/null", "rb") as file, pytest.raises(RequestRefused) as refused:
-        negotiated.set_inflight(Inflight(4096, 0, queues, size), file.fileno())
-    assert refused.value.code == Rule.INFLIGHT_SHAPE
+    with open("/dev/null", "rb") as file:
+        assert answer(negotiated, Inflight(4096, 0, queues, size), file.fileno()) == Rule.INFLIGHT_SHAPE
     assert "get_inflight" not in backend.device.names()
     assert "set_inflight" not in backend.device.names()
 
@@ -70,9 +78,7 @@ def test_a_region_that_is_too_small_or_no_file_is_refused(live: Live) -> None:
         short, pipe = os.memfd_create("short"), os.pipe()
         try:
             for fd in (short, pipe[0]):
-                with pytest.raises(RequestRefused) as refused:
-                    frontend.set_inflight(Inflight(1 << 20, 0, 4, 128), fd)
-                assert refused.value.code == Rule.INFLIGHT_SHAPE
+                assert answer(frontend, Inflight(1 << 20, 0, 4, 128), fd) == Rule.INFLIGHT_SHAPE
         finally:
             for fd in (short, *pipe):
                 os.close(fd)
@@ -92,9 +98,7 @@ def test_it_is_not_exchanged_under_a_ring_that_runs(live: Live) -> None:
         host.ready()
         kept = host.initiator._inflight
         assert kept is not None
-        with pytest.raises(RequestRefused) as refused:
-            host.initiator.frontend.set_inflight(*kept)
-        assert refused.value.code == Rule.RING_STARTED
+        assert answer(host.initiator.frontend, *kept) == Rule.RING_STARTED
         bases = host.initiator.stop()
         host.initiator.frontend.set_inflight(*kept)
         start_again(host, bases)
