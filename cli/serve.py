@@ -54,7 +54,8 @@ def command(**options: Any) -> None:
 
     A URL is a path, or names a store (memory:1G, overlay(...):disk.img, ...); see docs/stores.md.
     Options of a logical unit: block_size, uuid, readonly, wce, rotational, physical_block_size, strict, wsnz, cdb32,
-    overwrite_rate, outstanding, queue_depth, command_timeout, retries.
+    overwrite_rate, outstanding, queue_depth, command_timeout, retries, vendor, product, revision, serial, naa, eui64,
+    mode_pages, vpd_pages.
     """
     from vhost_scsi.daemon import logs, loop, service, systemd
 

@@ -18,9 +18,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from vhost_scsi.daemon import unit_pages
 from vhost_scsi.daemon.iscsi_config import STRICT, IscsiConfig, is_lun, problems
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
+from vhost_scsi.scsi.commands import DeviceType
+from vhost_scsi.scsi.mode_parameters import problem
 from vhost_scsi.stores import StoreConfigError, StoreSpec, parse_store, store_from_table
 
 # virtio 1.3, 5.6.6.1: what the single level LUN structure reaches
@@ -54,6 +57,10 @@ def _initiator(value: object) -> object:
     return int(value[4:], 16)
 
 
+def _words(most: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: unit_pages.words(value, most))
+
+
 class _Model(BaseModel):
     model_config = STRICT
 
@@ -81,6 +88,20 @@ class LuConfig(_Model):
     retries: int = Field(default=0, ge=0, le=255, description="how often a failed store operation is tried again")
     type: Literal["disk", "cdrom"] = Field(default="disk", description="disk or cdrom, which is a CD or DVD drive")
     removable: bool = Field(default=False, description="the medium of the disk can be taken out")
+    vendor: Annotated[str | None, _words(8)] = Field(default=None, description="T10 vendor identification")
+    product: Annotated[str | None, _words(16)] = Field(default=None, description="product identification")
+    revision: Annotated[str | None, _words(4)] = Field(default=None, description="product revision level")
+    serial: Annotated[str | None, _words(64)] = Field(default=None, description="unset: made of the UUID")
+    naa: Annotated[str | None, BeforeValidator(unit_pages.naa)] = Field(
+        default=None, description="a world wide name of yours; unset: made of the UUID"
+    )
+    eui64: Annotated[str | None, BeforeValidator(unit_pages.eui)] = Field(
+        default=None, description="an EUI-64 of yours"
+    )
+    mode_pages: Annotated[list[str], BeforeValidator(unit_pages.several)] = Field(
+        default=[], description="CODE[.SUBPAGE]:VALUES[/CHANGEABLE]"
+    )
+    vpd_pages: Annotated[list[str], BeforeValidator(unit_pages.several)] = Field(default=[], description="CODE:DATA")
 
     @property
     def has_drive(self) -> bool:
@@ -202,7 +223,12 @@ Locate = Callable[[tuple[str | int, ...], str], ConfigError]
 
 def at_path(path: tuple[str | int, ...], message: str) -> ConfigError:
     """For what came from the command line: the path is the place."""
-    return ConfigError(f"{' '.join(str(part) for part in path)}: {message}" if path else message)
+    return ConfigError(f"{' '.join(words_of(path))}: {message}" if path else message)
+
+
+def words_of(path: Iterable[str | int]) -> list[str]:
+    """The words of a path: a key may be anything, and an error is one line."""
+    return [str(part) if str(part).isprintable() else repr(part) for part in path]
 
 
 def build(raw: Mapping[str, Any], locate: Locate = at_path) -> DaemonConfig:
@@ -287,6 +313,7 @@ def _has_control(text: str | None) -> bool:
 
 def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
     owners: dict[UUID, str] = {}
+    named: dict[str, str] = {}
     for name, lu in config.lu.items():
         path = ("lu", name)
         if not NAME.fullmatch(name):
@@ -308,8 +335,27 @@ def _bad_units(config: DaemonConfig) -> Iterable[Contradiction]:
         physical = lu.physical_block_size
         if physical is not None and (physical < size or physical & (physical - 1) or physical > size << 15):
             yield (*path, "physical_block_size"), f"{physical} is not a power of two from {size} to {size << 15}"
+        yield from _bad_pages(path, lu)
+        for key in ("naa", "eui64"):
+            said = getattr(lu, key)
+            if said is not None and named.setdefault(said, name) != name:
+                yield (*path, key), f"logical unit {named[said]} has the same name"
         if lu.uuid is not None and owners.setdefault(lu.uuid, name) != name:
             yield (*path, "uuid"), f"logical unit {owners[lu.uuid]} has the same UUID"
+
+
+def _bad_pages(path: tuple[str | int, ...], lu: LuConfig) -> Iterable[Contradiction]:
+    kind = DeviceType.CD_DVD if lu.type == "cdrom" else DeviceType.DISK
+    try:
+        if why := problem(kind, [unit_pages.mode_page(text) for text in lu.mode_pages]):
+            yield (*path, "mode_pages"), why
+    except ValueError as error:
+        yield (*path, "mode_pages"), str(error)
+    try:
+        if why := unit_pages.vpd_problem([unit_pages.vpd_page(text) for text in lu.vpd_pages]):
+            yield (*path, "vpd_pages"), why
+    except ValueError as error:
+        yield (*path, "vpd_pages"), str(error)
 
 
 def _bad_ports(config: DaemonConfig) -> Iterable[Contradiction]:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from vhost_scsi.daemon.config import Locate, at_path
+from vhost_scsi.daemon.config import Locate, at_path, words_of
 from vhost_scsi.daemon.errors import ConfigFileError
 from vhost_scsi.errors import ConfigError
 
@@ -52,7 +52,7 @@ class ConfigText:
 
     def locate(self, path: tuple[str | int, ...], message: str) -> ConfigFileError:
         """The error for a path into the values, with the place of the deepest part of it that is in the file."""
-        words = [str(part) for part in path]
+        words = words_of(path)
         # The last word is in the message where it is an unknown key; the table's name always helps.
         table = ".".join(words[:-1]) if message.startswith("unknown key") else ".".join(words)
         said = f"{table}: {message}" if table else message

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import config_save, control, kept_media, methods, state, systemd, units
+from vhost_scsi.daemon import config_save, control, kept_media, methods, state, systemd, unit_pages, units
 from vhost_scsi.daemon.client import socket_path
 from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
@@ -233,6 +233,14 @@ class Service:
                 retries=lu.retries,
                 device_type=DeviceType.CD_DVD if is_drive else DeviceType.DISK,
                 removable=lu.has_drive,
+                vendor=lu.vendor,
+                product=lu.product,
+                revision=lu.revision,
+                serial=lu.serial,
+                naa=bytes.fromhex(lu.naa or ""),
+                eui64=bytes.fromhex(lu.eui64 or ""),
+                mode_pages=tuple(unit_pages.mode_page(text) for text in lu.mode_pages),
+                vpd_pages=tuple(unit_pages.vpd_page(text) for text in lu.vpd_pages),
             )
             saved = self._saved.pop(name, None) or await self._blobs.unit(spec.uuid)
             await self.target.add_lu(spec, store, saved)

@@ -89,8 +89,8 @@ def standard_data(
 def inquiry(request: Request) -> bytes:
     definition = request.logical_unit.definition
     if request["evpd"]:
-        page = vpd.find(request["page_code"])
-        if page is None or page not in vpd.pages_of(request.logical_unit):
+        page = vpd.page_of(request.logical_unit, request["page_code"])
+        if page is None:
             raise request.refuse("page_code")
         return vpd.build(page, request.logical_unit, request.itl.nexus.target_port)
     if request["page_code"]:

@@ -111,6 +111,8 @@ class LuDefinition:
     a CDB with a reserved bit is refused. `wsnz`: a WRITE SAME of zero blocks is refused, else it goes to the end.
     `cdb32`: READ(32) and its like are served. `overwrite_rate`: bytes a second that FORMAT UNIT and SANITIZE write at
     most; 0: as fast as the store takes them. `removable`: its medium can be taken out; `filled`: it has one at first.
+    `serial` and `naa` are made of the UUID where they are empty, and without `eui64` it has none; `mode_pages` have no
+    `problem`, `vpd_pages` are codes and what stands behind the header.
     """
 
     name: str
@@ -127,7 +129,11 @@ class LuDefinition:
     device_type: DeviceType = DeviceType.DISK
     removable: bool = False
     filled: bool = True
+    serial: str = ""
+    naa: bytes = b""
+    eui64: bytes = b""
     mode_pages: tuple[GivenPage, ...] = ()
+    vpd_pages: tuple[tuple[int, bytes], ...] = ()
 
 
 class LogicalUnit:

@@ -53,7 +53,18 @@ DESIGNATOR = Struct(
 )
 BINARY, ASCII, UTF_8 = 1, 2, 3
 LOGICAL_UNIT, TARGET_PORT = 0, 1
-T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING, UUID_DESIGNATOR = 1, 3, 4, 5, 8, 0xA
+GIVEN_FIRST, GIVEN_LAST = 0xC0, 0xFF
+"""SPC-5 7.7.2: pages that are nobody's but the vendor's"""
+GIVEN_MAX, VPD_BYTES_MAX = 16, 1020
+T10_VENDOR_ID, EUI_64, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING, UUID_DESIGNATOR = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    8,
+    0xA,
+)
 ISCSI: Final = 0x5
 NAA_LOCALLY_ASSIGNED: Final = 0x3
 
@@ -186,7 +197,11 @@ def _supported_pages(unit: LogicalUnit, port: TargetPort) -> bytes:
 
 
 def _unit_serial_number(unit: LogicalUnit, port: TargetPort) -> bytes:
-    return serial_number(unit.definition.uuid)
+    return _serial(unit)
+
+
+def _serial(unit: LogicalUnit) -> bytes:
+    return unit.definition.serial.encode("ascii", "replace") or serial_number(unit.definition.uuid)
 
 
 def target_port_name(port: TargetPort) -> bytes:
@@ -209,13 +224,16 @@ def logical_unit_designators(unit: LogicalUnit) -> list[tuple[int, int, bytes]]:
     """What names the unit: code set, designator type, value."""
     uuid = unit.definition.uuid
     vendor = unit.definition.vendor.encode("ascii", "replace")[:8].ljust(8)
+    naa, eui = unit.definition.naa or naa_locally_assigned(uuid), unit.definition.eui64
+    name = b"naa." + naa.hex().upper().encode("ascii")
     return [
-        (BINARY, NAA, naa_locally_assigned(uuid)),
+        (BINARY, NAA, naa),
+        *([(BINARY, EUI_64, eui)] if eui else []),
         # SPC-5 7.7.6.10: designator length and type of UUID 1h, then the UUID
         (BINARY, UUID_DESIGNATOR, bytes([0x10, 0x00]) + uuid.bytes),
-        (ASCII, T10_VENDOR_ID, vendor + serial_number(uuid)),
+        (ASCII, T10_VENDOR_ID, vendor + _serial(unit)),
         # SPC-5 7.7.6.11: null-terminated, null-padded to a multiple of four
-        (UTF_8, SCSI_NAME_STRING, b"naa." + naa_locally_assigned(uuid).hex().upper().encode("ascii") + bytes(4)),
+        (UTF_8, SCSI_NAME_STRING, name + bytes(4 - len(name) % 4)),
     ]
 
 
@@ -393,13 +411,23 @@ _BY_CODE: Final = {row.code: row for row in PAGES}
 
 
 def pages_of(unit: LogicalUnit) -> list[VpdPage]:
-    """SPC-5 7.7: pages from B0h on belong to the device type; those we have are a disk's."""
+    """SPC-5 7.7: pages from B0h on belong to the device type; those we have are a disk's. Then those it is given."""
     is_disk = unit.definition.device_type is DeviceType.DISK
-    return [page for page in PAGES if is_disk or page.code < DEVICE_TYPE_SPECIFIC]
+    own = [page for page in PAGES if is_disk or page.code < DEVICE_TYPE_SPECIFIC]
+    return own + [_given(code, data) for code, data in sorted(unit.definition.vpd_pages)]
+
+
+def _given(code: int, data: bytes) -> VpdPage:
+    return VpdPage(code, "given", lambda unit, port: data)
 
 
 def find(code: int) -> VpdPage | None:
+    """Of those that we have."""
     return _BY_CODE.get(code)
+
+
+def page_of(unit: LogicalUnit, code: int) -> VpdPage | None:
+    return next((page for page in pages_of(unit) if page.code == code), None)
 
 
 def build(page: VpdPage, unit: LogicalUnit, port: TargetPort) -> bytes:

@@ -86,7 +86,8 @@ def test_the_same_name_on_both_sides_is_refused() -> None:
 def test_every_option_of_a_unit_can_be_written_on_the_command_line() -> None:
     values = {"uuid": "3c4d7b0a-6d0f-5b43-9a55-0f5f6e2f1b7c", "block_size": "4096", "physical_block_size": "8192"}
     values |= {"overwrite_rate": "1", "type": "disk", "outstanding": "64", "queue_depth": "8"}
-    values |= {"command_timeout": "5", "retries": "2"}
+    values |= {"command_timeout": "5", "retries": "2", "naa": "5000c50012345678", "eui64": "001b44113ab71234"}
+    values |= {"mode_pages": "20:00+3e.01:00/ff", "vpd_pages": "c0:00"}
     options = ",".join(f"{name}={values.get(name, 'on')}" for name in LU_OPTIONS)
     assert build(tables(luns=[f"0:0=x,{options}"], ports=["p=/run/s"]))
 

@@ -17,6 +17,7 @@ from vhost_scsi.dataplane import Core
 from vhost_scsi.scsi import limits, sense
 from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.scsi.medium import Capabilities, Counts, Extent, Support, Usage
+from vhost_scsi.scsi.mode_parameters import GivenPage
 from vhost_scsi.scsi.sense import CheckCondition
 from vhost_scsi.stores import Store, StoreError
 
@@ -32,7 +33,8 @@ class LuSpec:
     what FORMAT UNIT and SANITIZE write, in bytes a second (0: nothing does). `removable`: its medium can be changed,
     and there may be none at first; a CD or DVD drive (`device_type`) is always like that, has blocks of 2048 bytes and
     only reads. `outstanding` commands may be under way at once, `queue_depth` of one initiator (0: as many). A store
-    operation may take `command_timeout` seconds (0: any time), and is tried again `retries` times when it fails."""
+    operation may take `command_timeout` seconds (0: any time), and is tried again `retries` times when it fails. What
+    it says of itself: `vendor` to `vpd_pages`, as LuDefinition has them; where there is nothing, it is made up."""
 
     name: str
     uuid: UUID
@@ -51,6 +53,14 @@ class LuSpec:
     queue_depth: int = 0
     command_timeout: int = limits.COMMAND_TIMEOUT
     retries: int = 0
+    vendor: str | None = None
+    product: str | None = None
+    revision: str | None = None
+    serial: str | None = None
+    naa: bytes = b""
+    eui64: bytes = b""
+    mode_pages: tuple[GivenPage, ...] = ()
+    vpd_pages: tuple[tuple[int, bytes], ...] = ()
 
 
 @contextmanager
