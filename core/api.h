@@ -59,6 +59,7 @@ enum vs_upcall_kind {
 	VS_UP_IPDU = 11,     /* an iSCSI PDU for Python: pdu; cookie = the connection's */
 	VS_UP_ICONN = 12,    /* something happened to the iSCSI connection cookie: aux = enum vs_iconn_event */
 	VS_UP_STORE_FAILED = 10, /* a flush failed for the first time: cookie = the LU's */
+	VS_UP_BUSY = 20,     /* vs_queue_tell_busy */
 	VS_UP_IREFUSED = 13, /* an iSCSI initiator was refused something: refusal; cookie = the connection's */
 };
 
@@ -334,9 +335,19 @@ void vs_tmf_post(vs_core *core, const struct vs_tmf *tmf);
 /* Tasks in flight: fills buffer (max entries) on each worker in turn, one VS_UP_DONE(cookie, aux = entries written) a worker. */
 int vs_worker_snapshot(vs_core *core, uint32_t worker, struct vs_task_info *buffer, uint32_t max, uint64_t cookie);
 
+/* The same for inspection: a worker that sleeps answers without looking at its rings. Tasks that are min_age_ns old or older; in no order with
+ * other messages. */
+int vs_worker_look_tasks(vs_core *core, uint32_t worker, struct vs_task_info *buffer, uint32_t max, uint64_t min_age_ns, uint64_t cookie);
+/* The data segments of the task of that port, queue and head: VS_UP_DONE, aux = how many there are (max are written), err -ENOENT. */
+struct vs_segment { uint64_t address; uint64_t length; uint32_t writable; uint32_t known; }; /* known: address is the initiator's own */
+int vs_worker_look_segments(vs_core *core, uint32_t worker, uint64_t port_cookie, uint32_t queue, uint32_t head, struct vs_segment *buffer, uint32_t max,
+			    uint64_t cookie);
+
 struct vs_worker_stats {
 	uint64_t loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
 	int64_t thread_id;
+	uint32_t sleeping;  /* 1: until a kick, a completion or a message comes */
+	uint32_t reserved;
 };
 void vs_worker_stats(const vs_core *core, uint32_t worker, struct vs_worker_stats *out);
 
@@ -407,6 +418,7 @@ int vs_queue_set_err(vs_vdev *vdev, uint32_t index, int fd, uint64_t cookie);   
 int vs_queue_set_kick(vs_vdev *vdev, uint32_t index, int fd, uint64_t cookie);  /* takes fd */
 int vs_queue_set_map(vs_vdev *vdev, uint32_t index, vs_memmap *map, uint64_t cookie);
 
+enum { VS_QLATENCY_BUCKETS = 32, VS_QLATENCY_SHIFT = 8, VS_QBATCH_BUCKETS = 9 };
 struct vs_queue_info {
 	uint64_t requests, kicks, interrupts, interrupts_suppressed, batches, errors;
 	uint64_t desc, avail, used; /* user addresses */
@@ -416,8 +428,18 @@ struct vs_queue_info {
 	uint8_t begun;              /* since it was started it was kicked, or something was taken from it */
 	int32_t error;
 	uint32_t max_batch;
+	uint8_t stopping;
+	uint8_t waiting;            /* takes nothing until a request ends: long chains use up the queue's share of memory */
+	uint8_t await_kick;         /* takes nothing before the first kick */
+	uint8_t reserved;
+	/* Of requests that ended: from the turn in which the worker took them to the one after the answer was visible. Bucket k holds what took less
+	 * than 2^(k + VS_QLATENCY_SHIFT) ns, the last one the rest. */
+	uint64_t latency[VS_QLATENCY_BUCKETS];
+	uint64_t batch_sizes[VS_QBATCH_BUCKETS]; /* bucket k: turns that took 2^k requests or more, but less than twice as many */
 };
 int vs_queue_info(const vs_vdev *vdev, uint32_t index, struct vs_queue_info *out);
+/* One VS_UP_BUSY(cookie = the device's, aux = index) when the queue takes requests next. */
+void vs_queue_tell_busy(vs_vdev *vdev, uint32_t index);
 
 struct vs_ctrl_info { uint64_t port_cookie; uint32_t queue; uint32_t in_length; uint32_t out_length; uint32_t reserved; const uint8_t *out; };
 void vs_ctrl_info(const vs_ctrl *ctrl, struct vs_ctrl_info *out);

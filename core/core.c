@@ -298,6 +298,20 @@ void vs_worker_wake(struct vs_worker *w)
 	}
 }
 
+void vs_worker_look(struct vs_worker *w, struct vs_msg *m)
+{
+	m->next = atomic_load_explicit(&w->looks, memory_order_relaxed);
+	while (!atomic_compare_exchange_weak(&w->looks, &m->next, m))
+		;
+	vs_fence(); /* as in vs_worker_wake */
+	if (atomic_load_explicit(&w->sleeping, memory_order_seq_cst)) {
+		uint64_t look = VS_WAKE_LOOK;
+		ssize_t r = write(w->wake_fd, &look, sizeof(look));
+
+		(void)r;
+	}
+}
+
 /* ---- epochs ---------------------------------------------------------------------------------------------------------------------------------- */
 
 uint64_t vs_epoch_bump(vs_core *c)

@@ -134,6 +134,8 @@ void vs_worker_push(struct vs_worker *w, struct vs_msg *m);
 /* After a push, a ring change, an epoch bump: costs a write(2) only when the worker sleeps. */
 void vs_worker_wake(struct vs_worker *w);
 static inline void vs_worker_send(struct vs_worker *w, struct vs_msg *m) { vs_worker_push(w, m); vs_worker_wake(w); }
+/* For inspection. A worker that sleeps runs it and sleeps on: it takes nothing from a ring because somebody looked. In no order with vs_worker_send. */
+void vs_worker_look(struct vs_worker *w, struct vs_msg *m);
 
 /* ---- messages to Python (any thread -> control) --------------------------------------------------------------------------------------- */
 
@@ -256,7 +258,9 @@ struct vs_worker {
 		vs_counter loops, sleeps, wakes, kicks, interrupts, interrupts_suppressed, requests, batches, spins;
 		_Atomic int64_t thread_id;
 	} stats;
+	int look_events;           /* of what was reaped, wake-ups that were for `looks` alone */
 	_Alignas(VS_CACHE_LINE) _Atomic(struct vs_msg *) inbox; /* a stack; run reversed */
+	_Atomic(struct vs_msg *) looks; /* inspection: run at the end of a turn, or in its sleep without a turn */
 	_Atomic uint32_t sleeping;
 	_Atomic uint32_t epoch_sent; /* epoch_node is on its way */
 	_Atomic uint64_t epoch_seen;
@@ -639,6 +643,7 @@ struct vs_task_ops {
 	void (*complete)(struct vs_task *t); /* worker: the task has ended; send status; the task may be used anew after this */
 	void (*describe)(const struct vs_task *t, struct vs_task_info *out); /* queue, head, port */
 	void (*keep)(struct vs_task *t, enum vs_once_state state); /* of VS_TASK_ONCE: survives the process from here on */
+	uint64_t (*address)(const struct vs_task *t, const void *p); /* where the initiator has what we have at p; 0, and NULL: unknown */
 	void (*withdraw)(struct vs_task *t); /* aborted while listed in layer RING, before vs_task_submit: finish it. Needed by who lists tasks early */
 };
 

@@ -352,6 +352,7 @@ int vs_task_submit(struct vs_task *t)
 	t->born_ns = t->layer_ns = t->w->now_ns;
 	t->started = t->aborted = false;
 	t->fault = t->decided = t->timed_out = false;
+	t->gate_why = 0;
 	t->notify = false;
 	t->tmf = NULL;
 	t->param = NULL;
@@ -593,20 +594,67 @@ void vs_task_info(const vs_task *t, struct vs_task_info *out)
 		t->ops->describe(t, out);
 }
 
-struct snapshot { struct vs_msg msg; struct vs_task_info *buffer; uint32_t max; uint64_t cookie; };
+struct snapshot {
+	struct vs_msg msg;
+	union { struct vs_task_info *tasks; struct vs_segment *segments; } out;
+	uint32_t max, queue, head;
+	uint64_t min_age_ns, port_cookie, cookie;
+};
 
 static void snapshot_run(struct vs_worker *w, struct vs_msg *m)
 {
 	struct snapshot *s = vs_container_of(m, struct snapshot, msg);
+	uint64_t latest = s->min_age_ns ? vs_now_ns() - s->min_age_ns : UINT64_MAX;
 	uint32_t n = 0;
 
-	for (struct vs_list *l = w->tasks.next; l != &w->tasks && n < s->max; l = l->next)
-		vs_task_info(vs_container_of(l, struct vs_task, link), &s->buffer[n++]);
+	for (struct vs_list *l = w->tasks.next; l != &w->tasks && n < s->max; l = l->next) {
+		const struct vs_task *t = vs_container_of(l, struct vs_task, link);
+
+		if (t->born_ns <= latest)
+			vs_task_info(t, &s->out.tasks[n++]);
+	}
 	vs_upcall_after_flush(w, VS_UP_DONE, s->cookie, n, 0);
 	free(s);
 }
 
-int vs_worker_snapshot(vs_core *c, uint32_t worker, struct vs_task_info *buffer, uint32_t max, uint64_t cookie)
+static uint32_t put_segments(const struct vs_task *t, const struct iovec *iov, uint32_t niov, bool writable, const struct snapshot *s, uint32_t n)
+{
+	for (uint32_t i = 0; i < niov; i++, n++) {
+		if (n >= s->max)
+			continue;
+		s->out.segments[n] = (struct vs_segment){ .length = iov[i].iov_len, .writable = writable };
+		if (t->ops->address)
+			s->out.segments[n].address = t->ops->address(t, iov[i].iov_base);
+		s->out.segments[n].known = s->out.segments[n].address != 0;
+	}
+	return n;
+}
+
+static void segments_run(struct vs_worker *w, struct vs_msg *m)
+{
+	struct snapshot *s = vs_container_of(m, struct snapshot, msg);
+	uint32_t n = 0;
+	int err = -ENOENT;
+
+	for (struct vs_list *l = w->tasks.next; l != &w->tasks; l = l->next) {
+		const struct vs_task *t = vs_container_of(l, struct vs_task, link);
+		struct vs_task_info where = { 0 };
+
+		if (t->port_cookie != s->port_cookie || !t->ops->describe)
+			continue;
+		t->ops->describe(t, &where);
+		if (where.queue != s->queue || where.head != s->head)
+			continue;
+		n = put_segments(t, t->out, t->nout, false, s, 0);
+		n = put_segments(t, t->in, t->nin, true, s, n);
+		err = 0;
+		break;
+	}
+	vs_upcall_after_flush(w, VS_UP_DONE, s->cookie, n, err);
+	free(s);
+}
+
+static int ask(vs_core *c, uint32_t worker, const struct snapshot *wanted, bool look)
 {
 	struct snapshot *s;
 
@@ -615,7 +663,27 @@ int vs_worker_snapshot(vs_core *c, uint32_t worker, struct vs_task_info *buffer,
 	s = malloc(sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	*s = (struct snapshot){ .msg.run = snapshot_run, .buffer = buffer, .max = max, .cookie = cookie };
-	vs_worker_send(&c->workers[worker], &s->msg);
+	*s = *wanted;
+	if (look)
+		vs_worker_look(&c->workers[worker], &s->msg);
+	else
+		vs_worker_send(&c->workers[worker], &s->msg);
 	return 0;
+}
+
+int vs_worker_snapshot(vs_core *c, uint32_t worker, struct vs_task_info *buffer, uint32_t max, uint64_t cookie)
+{
+	return ask(c, worker, &(struct snapshot){ .msg.run = snapshot_run, .out.tasks = buffer, .max = max, .cookie = cookie }, false);
+}
+
+int vs_worker_look_tasks(vs_core *c, uint32_t worker, struct vs_task_info *buffer, uint32_t max, uint64_t min_age_ns, uint64_t cookie)
+{
+	return ask(c, worker, &(struct snapshot){ .msg.run = snapshot_run, .out.tasks = buffer, .max = max, .min_age_ns = min_age_ns, .cookie = cookie }, true);
+}
+
+int vs_worker_look_segments(vs_core *c, uint32_t worker, uint64_t port_cookie, uint32_t queue, uint32_t head, struct vs_segment *buffer, uint32_t max,
+			    uint64_t cookie)
+{
+	return ask(c, worker, &(struct snapshot){ .msg.run = segments_run, .out.segments = buffer, .max = max, .port_cookie = port_cookie, .queue = queue,
+						  .head = head, .cookie = cookie }, true);
 }

@@ -235,6 +235,19 @@ int vs_queue_info(const vs_vdev *d, uint32_t index, struct vs_queue_info *out)
 	out->broken = (state >> 2) & 1;
 	out->stalled = (state >> 3) & 1;
 	out->begun = (state >> 4) & 1;
+	out->stopping = (state >> 5) & 1;
+	out->waiting = (state >> 6) & 1;
+	out->await_kick = (state >> 7) & 1;
+	for (uint32_t i = 0; i < VS_QLATENCY_BUCKETS; i++)
+		out->latency[i] = vs_counted(&q->view.latency[i]);
+	for (uint32_t i = 0; i < VS_QBATCH_BUCKETS; i++)
+		out->batch_sizes[i] = vs_counted(&q->view.batch_sizes[i]);
 	out->error = atomic_load((_Atomic int32_t *)&q->view.error);
 	return 0;
+}
+
+void vs_queue_tell_busy(vs_vdev *d, uint32_t index)
+{
+	if (index < d->num_queues)
+		atomic_store(&d->queues[index].view.tell_busy, 1);
 }

@@ -52,12 +52,16 @@ struct vs_queue {
 	bool begun;
 	int32_t error;
 	uint64_t stop_cookie;
+	uint64_t fresh_ns;           /* the turn in which `fresh` requests were both taken and answered: their time is known in the next one */
+	uint32_t fresh;
 	uint32_t sigbus_seen;
 	struct {
 		vs_counter requests, kicks, interrupts, interrupts_suppressed, batches, errors;
 		_Atomic uint32_t in_flight, max_batch, indices; /* last_avail << 16 | used_idx */
-		_Atomic uint32_t state;                         /* 1 started 2 enabled 4 broken 8 stalled 16 begun */
+		_Atomic uint32_t state;                         /* 1 started 2 enabled 4 broken 8 stalled 16 begun 32 stopping 64 waiting 128 await_kick */
 		_Atomic int32_t error;
+		_Atomic uint32_t tell_busy;
+		vs_counter latency[VS_QLATENCY_BUCKETS], batch_sizes[VS_QBATCH_BUCKETS];
 	} view;                      /* what the control plane may read at any time */
 	struct vs_queue_params params;
 };

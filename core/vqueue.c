@@ -24,12 +24,27 @@ enum {
 static void publish_view(struct vs_queue *q)
 {
 	uint32_t state = (q->started ? 1u : 0) | (q->enabled ? 2u : 0) | (q->broken ? 4u : 0) | (q->stalled ? 8u : 0) |
-			 (q->begun ? 16u : 0);
+			 (q->begun ? 16u : 0) | (q->stopping ? 32u : 0) | (q->waiting ? 64u : 0) | (q->await_kick ? 128u : 0);
 
 	atomic_store_explicit(&q->view.indices, (uint32_t)q->ring.last_avail << 16 | q->ring.used_idx, memory_order_relaxed);
 	atomic_store_explicit(&q->view.in_flight, q->in_flight, memory_order_relaxed);
 	atomic_store_explicit(&q->view.state, state, memory_order_relaxed);
 	atomic_store_explicit(&q->view.error, q->error, memory_order_relaxed);
+}
+
+static inline void count_latency(struct vs_queue *q, uint64_t ns, uint64_t n)
+{
+	uint64_t units = ns >> VS_QLATENCY_SHIFT;
+	uint32_t bucket = units ? 64 - (uint32_t)__builtin_clzll(units) : 0;
+
+	vs_count(&q->view.latency[vs_min(bucket, (uint32_t)VS_QLATENCY_BUCKETS - 1)], n);
+}
+
+/* Most requests are answered in the turn that took them, and a clock of their own would cost more than they do: the next turn's tells it. */
+static void count_fresh(struct vs_queue *q)
+{
+	count_latency(q, q->w->now_ns - q->fresh_ns, q->fresh);
+	q->fresh = 0;
 }
 
 /* False: the descriptor is blocking. Costs the worker a second, but only once in the life of a device. */
@@ -369,6 +384,12 @@ static void command_complete(struct vs_task *t)
 		keep_outcome(r, (uint32_t)vs_min(residual, (uint64_t)UINT32_MAX), sense_len, (uint32_t)written);
 	VS_STEP(ONCE_KEPT);
 	write_response(r, size, (uint32_t)vs_min(residual, (uint64_t)UINT32_MAX), t->response == VS_RESP_OK ? t->status : 0, t->response, t->sense, sense_len);
+	if (vs_likely(t->born_ns == q->w->now_ns)) {
+		q->fresh_ns = t->born_ns;
+		q->fresh++;
+	} else {
+		count_latency(q, q->w->now_ns - t->born_ns, 1);
+	}
 	request_used(q, r, (uint32_t)vs_min(written, (uint64_t)UINT32_MAX));
 }
 
@@ -383,7 +404,23 @@ static void command_describe(const struct vs_task *t, struct vs_task_info *out)
 		out->once = vs_inflight_id(r->queue->track.of) + ((uint64_t)r->queue->index << 52) + once_counter(r);
 }
 
-static const struct vs_task_ops command_ops = { .name = "virtio-scsi", .complete = command_complete, .describe = command_describe, .keep = command_keep };
+/* Where the initiator has it: 0 where that is not known any more. */
+static uint64_t command_address(const struct vs_task *t, const void *p)
+{
+	const struct vs_request *r = vs_container_of(t, struct vs_request, task);
+
+	for (uint32_t i = 0; i < r->map->n; i++) {
+		const struct vs_mapping *m = r->map->mappings[i];
+
+		if ((const uint8_t *)p >= m->host && (uint64_t)((const uint8_t *)p - m->host) < m->region.size)
+			return m->region.guest_addr + (uint64_t)((const uint8_t *)p - m->host);
+	}
+	return 0;
+}
+
+static const struct vs_task_ops command_ops = {
+	.name = "virtio-scsi", .complete = command_complete, .describe = command_describe, .keep = command_keep, .address = command_address,
+};
 
 /* 5.6.6.1: byte 0 is 1, then the target, then a single-level LUN; C1 01 is the REPORT LUNS well-known logical unit. False: no such address. */
 static bool find_lun(const struct vs_vdev *d, const uint8_t *a, struct vs_task *t)
@@ -566,6 +603,8 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 	struct vs_queue *q = vs_container_of(p, struct vs_queue, poller);
 	int n, did = 0;
 
+	if (q->fresh)
+		count_fresh(q);
 	if (vs_unlikely(!q->enabled || q->broken || q->stopping || q->waiting || q->await_kick))
 		return 0;
 	if (vs_unlikely(q->stalled != NULL) && !retry_stalled(q))
@@ -589,6 +628,12 @@ static int queue_poll(struct vs_worker *w, struct vs_poller *p)
 	}
 	vs_count(&q->view.requests, (uint64_t)did);
 	vs_count(&q->view.batches, 1);
+	if (vs_likely(did))
+		vs_count(&q->view.batch_sizes[31 - __builtin_clz((uint32_t)did)], 1);
+	if (vs_unlikely(atomic_load_explicit(&q->view.tell_busy, memory_order_relaxed))) {
+		atomic_store(&q->view.tell_busy, 0);
+		vs_upcall_new(q->vdev->core, VS_UP_BUSY, w->index, q->vdev->cookie, q->index, 0, NULL);
+	}
 	vs_count(&w->stats.requests, (uint64_t)did);
 	vs_count(&w->stats.batches, 1);
 	if (vs_unlikely((uint32_t)did > atomic_load_explicit(&q->view.max_batch, memory_order_relaxed)))

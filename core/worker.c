@@ -41,6 +41,18 @@ static int run_inbox(struct vs_worker *w)
 	return n;
 }
 
+static void run_looks(struct vs_worker *w)
+{
+	struct vs_msg *m = atomic_exchange_explicit(&w->looks, NULL, memory_order_acquire);
+
+	while (m) {
+		struct vs_msg *next = m->next;
+
+		m->run(w, m);
+		m = next;
+	}
+}
+
 static void flush(struct vs_worker *w)
 {
 	while (!vs_list_empty(&w->dirty)) {
@@ -116,6 +128,8 @@ int vs_worker_turn(struct vs_worker *w)
 		did += vs_timers_run(w, w->now_ns);
 	if (!vs_list_empty(&w->dirty))
 		flush(w);
+	if (vs_unlikely(atomic_load_explicit(&w->looks, memory_order_relaxed) != NULL))
+		run_looks(w);
 	if (vs_unlikely(w->deferred_head != NULL))
 		send_deferred(w);
 	if (vs_unlikely(epoch_moved))
@@ -162,6 +176,40 @@ static int64_t sleep_ns(struct vs_worker *w)
 	return next <= now ? 0 : (int64_t)(next - now);
 }
 
+static bool nothing_to_do(struct vs_worker *w)
+{
+	return !atomic_load(&w->inbox) && !w->redo_head && !atomic_load(&w->stop) && atomic_load(&w->core->epoch) == atomic_load(&w->epoch_seen);
+}
+
+/* Until there is something to do. Who only wants to look at what stands here is shown it in between: a turn would take what lies in a ring, and
+ * the kick that was lost would never be seen. */
+static void sleep_on(struct vs_worker *w)
+{
+	bool first = true, looked = false;
+
+	for (;;) {
+		if (atomic_load(&w->looks)) {
+			looked = true;
+			w->now_ns = vs_now_ns();
+			run_looks(w);
+			send_deferred(w);
+		}
+		/* What the engine has to submit for itself after a look, wait submits. */
+		if (!nothing_to_do(w) || (first && w->engine->pending(w)))
+			return;
+		if (first)
+			vs_count(&w->stats.sleeps, 1);
+		first = false;
+		w->look_events = 0;
+		w->engine->wait(w, sleep_ns(w));
+		if (!looked && !atomic_load(&w->looks))
+			return;
+		w->now_ns = vs_now_ns();
+		if (w->engine->reap(w) != w->look_events || !w->look_events)
+			return;
+	}
+}
+
 static void go_to_sleep(struct vs_worker *w)
 {
 	if (kicks_on(w)) {
@@ -171,11 +219,7 @@ static void go_to_sleep(struct vs_worker *w)
 	atomic_store_explicit(&w->sleeping, 1, memory_order_seq_cst);
 	/* Pairs with the fence in vs_worker_wake: either we see the message (or the epoch), or its sender sees that we sleep. */
 	vs_fence();
-	if (!atomic_load(&w->inbox) && !w->redo_head && !atomic_load(&w->stop) && !w->engine->pending(w) &&
-	    atomic_load(&w->core->epoch) == atomic_load(&w->epoch_seen)) {
-		vs_count(&w->stats.sleeps, 1);
-		w->engine->wait(w, sleep_ns(w));
-	}
+	sleep_on(w);
 	atomic_store_explicit(&w->sleeping, 0, memory_order_seq_cst);
 	vs_watchdog_awake(w->core);
 	kicks_off(w);
@@ -210,12 +254,15 @@ static void *loop(void *arg)
 
 static void wake_ready(struct vs_worker *w, struct vs_source *s, uint32_t events)
 {
-	uint64_t ignored;
-	ssize_t r = read(s->fd, &ignored, sizeof(ignored));
+	uint64_t value = 0;
+	ssize_t r = read(s->fd, &value, sizeof(value));
 
-	(void)r;
 	(void)events;
-	vs_count(&w->stats.wakes, 1);
+	/* One read may take what two events were for. */
+	if (r < 0 || !(value % VS_WAKE_LOOK))
+		w->look_events++;
+	else
+		vs_count(&w->stats.wakes, 1);
 }
 
 static void wake_removed(struct vs_worker *w, struct vs_source *s)
@@ -421,5 +468,6 @@ void vs_worker_stats(const vs_core *c, uint32_t worker, struct vs_worker_stats *
 	out->requests = vs_counted(&w->stats.requests);
 	out->batches = vs_counted(&w->stats.batches);
 	out->spins = vs_counted(&w->stats.spins);
+	out->sleeping = atomic_load((_Atomic uint32_t *)&w->sleeping);
 	out->thread_id = atomic_load((_Atomic int64_t *)&w->stats.thread_id);
 }

@@ -7,6 +7,8 @@
 
 enum { VS_WATCH_PYTHON = 1, VS_WATCH_RANGES = 2 };
 enum { VS_SCRATCH = 1 << 20 };
+/* What vs_worker_look adds to the wake-up eventfd; all else adds 1. */
+#define VS_WAKE_LOOK (UINT64_C(1) << 32)
 
 int vs_worker_init(struct vs_worker *w, struct vs_core *c, uint32_t index);
 int vs_worker_start(struct vs_worker *w);

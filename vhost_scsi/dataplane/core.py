@@ -29,6 +29,9 @@ BATCH: Final = 64
 SLOW_DRAIN: Final = 5.0
 """seconds after which a wait for memory, rings or requests is named in the log"""
 SNAPSHOT_MAX: Final = 4096
+SEGMENTS_MAX: Final = 1024
+# Megabytes that are mostly never touched.
+_new_unset: Final = ffi.new_allocator(should_clear_after_alloc=False)
 
 Engine = Literal["auto", "io_uring", "epoll"]
 Poll = Literal["adaptive", "always", "never"]
@@ -81,6 +84,7 @@ class WorkerStats:
     batches: int
     spins: int
     thread_id: int
+    sleeping: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,15 @@ class TaskSnapshot:
     attribute: int
     aborted: bool
     gate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a task's data. `address` is the initiator's own, None where it has none (iSCSI) or it is gone."""
+
+    address: int | None
+    length: int
+    writable: bool
 
 
 class Core:
@@ -251,6 +264,39 @@ class Core:
             reply = await self.message(ask)
             found += [_snapshot(buffer[i]) for i in range(reply.aux)]
         return found
+
+    async def look_tasks(self, min_age_ns: int = 0) -> list[TaskSnapshot]:
+        """As `tasks`, those of at least this age, and without a trace: a worker that sleeps looks at no ring for it."""
+        found: list[TaskSnapshot] = []
+        for worker in range(self.options.workers):
+            buffer = _new_unset("struct vs_task_info[]", SNAPSHOT_MAX)
+
+            def ask(cookie: int, worker: int = worker, buffer: Any = buffer) -> int:
+                return lib.vs_worker_look_tasks(self.handle, worker, buffer, SNAPSHOT_MAX, min_age_ns, cookie)
+
+            reply = await self._looked(ask)
+            found += [_snapshot(buffer[i]) for i in range(reply.aux)]
+        return found
+
+    async def look_segments(self, task: TaskSnapshot) -> tuple[list[Segment], int] | None:
+        """The data segments of a task in flight, the first ones if there are many, and how many there are; None when
+        it has ended."""
+        buffer = _new_unset("struct vs_segment[]", SEGMENTS_MAX)
+
+        def ask(cookie: int) -> int:
+            return lib.vs_worker_look_segments(
+                *(self.handle, task.worker, task.port, task.queue, task.head, buffer, SEGMENTS_MAX, cookie)
+            )
+
+        reply = await self._looked(ask)
+        if reply.err:
+            return None
+        told = buffer[0 : min(reply.aux, SEGMENTS_MAX)]
+        return [Segment(s.address if s.known else None, s.length, bool(s.writable)) for s in told], reply.aux
+
+    async def _looked(self, ask: Callable[[int], int]) -> Reply:
+        """The buffer that `ask` knows stays until the worker has written it, whoever stops waiting."""
+        return await asyncio.shield(asyncio.ensure_future(self.message(ask)))
 
     async def caught_up(self) -> None:
         """Returns when every task that has been received was given to `decide`."""
