@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "pages": ("pages", "the SCSI pages that are served: VPD, mode and log"),
     "portal": ("portal", "the iSCSI portals of a running daemon"),
     "queue": ("queue", "look into the virtqueues of a running daemon"),
+    "request": ("request", "every request of a running daemon, and who holds it"),
     "sense": ("sense", "the sense codes that are told"),
     "serve": ("serve", "serve logical units to QEMU over vhost-user, and to anybody over iSCSI"),
     "session": ("session", "the iSCSI sessions of a running daemon"),

@@ -59,6 +59,12 @@ def data_plane(function: F) -> F:
         click.option(
             "--state-dir", metavar="DIR", help="keeps reservations and the identities of logical units and ports"
         ),
+        click.option(
+            "--stall-after",
+            type=float,
+            metavar="S",
+            help="a request that is older has a dump written; 0: none [default: 20]",
+        ),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"])),
         click.option("--log-format", type=click.Choice(["text", "json"])),
     )
@@ -67,7 +73,7 @@ def data_plane(function: F) -> F:
 # Options whose names are those of DaemonConfig's fields.
 SINGLE = (
     *("name", "control", "engine", "workers", "poll", "spin_us", "io_threads"),
-    *("state_dir", "log_level", "log_format"),
+    *("state_dir", "stall_after", "log_level", "log_format"),
 )
 
 

@@ -24,10 +24,22 @@ class OutputError(VhostScsiError):
     """What was to be said could not be written."""
 
 
-def say(text: str = "") -> None:
+def say(text: str = "", *, painted: bool = False) -> None:
     """One line on stdout, without control characters; OutputError when it cannot be written. A pipe that nobody reads
-    is not ours to explain."""
-    _write(printable(text))
+    is not ours to explain. `painted`: it has been through `paint`, and is made of our own words."""
+    _write(text if painted else printable(text))
+
+
+def on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def paint(text: str, style: str) -> str:
+    """`text` in a style of rich's on a terminal, as it is elsewhere."""
+    if not style or not on_terminal() or "NO_COLOR" in os.environ:
+        return printable(text)
+    codes = {"dim": "2", "bold": "1", "yellow": "33", "green": "32", "cyan": "36", "magenta": "35", "red": "31"}
+    return f"\x1b[{';'.join(codes[word] for word in style.split())}m{printable(text)}\x1b[0m"
 
 
 def _write(text: str) -> None:
@@ -55,7 +67,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     names = [name.removeprefix(RIGHT) for name in columns]
     right = [name.startswith(RIGHT) for name in columns]
     cells = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
-    if sys.stdout is not None and sys.stdout.isatty():
+    if on_terminal():
         _print_rich(names, right, cells, title)
         return
     widths = [max(len(row[index]) for row in [names, *cells]) for index in range(len(names))]
@@ -101,6 +113,11 @@ def duration(microseconds: int | None) -> str:
     if microseconds < 1_000_000:
         return f"{microseconds / 1000:.1f} ms"
     return f"{microseconds / 1e6:.1f} s"
+
+
+def nanoseconds(count: int) -> str:
+    """As `duration`, and below a microsecond."""
+    return f"{count} ns" if count < 1000 else duration(count // 1000)
 
 
 def uptime(seconds: float) -> str:

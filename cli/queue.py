@@ -1,205 +1,201 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vhost-scsi queue list|show`: the virtqueues of a running daemon, from outside and while they work."""
+"""`vhost-scsi queue list|watch|show|check|dump`: the virtqueues of a running daemon, from outside and while they work.
+
+How one queue is shown stands in `queue_show.py`, how the live view works in `queue_watch.py`, how the picture is drawn
+in `ring_picture.py`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from typing import Any, Final
 
 import click
 
+from vhost_scsi.cli import queue_show
 from vhost_scsi.cli.daemon_options import connect, which_daemon
-from vhost_scsi.cli.output import duration, print_json, print_table, say, size
+from vhost_scsi.cli.output import print_json, print_table, say
+from vhost_scsi.cli.queue_show import bound_ns, place, state
 from vhost_scsi.errors import ConfigError
 
-STRIP_WIDTH: Final = 64
 QUEUE_COLUMNS: Final = (
-    *("port", ">queue", "kind", "state", ">size", ">worker", ">avail", ">used", ">in flight"),
-    *(">requests", ">kicks", ">interrupts", ">suppressed"),
+    *("port", ">queue", "kind", "state", "layout", ">size", ">worker", ">avail", ">used", ">in flight"),
+    *(">requests", ">a batch", ">kicks", ">interrupts", ">suppressed", ">p50", ">p99"),
 )
-# In a strip that is shortened a cell shows the most telling of its descriptors.
-TELLING: Final = "FoPu-."
+QUEUE_METAVAR: Final = "[PORT:]INDEX"
+# RPC takes a number, and a hostile one costs it nothing, but a line of it would be no help to anybody.
+MAX_DIGITS: Final = 5
 
 
 @click.group("queue")
 def command() -> None:
-    """Look into the virtqueues of a running daemon."""
+    """Look into the virtqueues of a running daemon. Nothing is stopped or woken by it."""
+
+
+def parse_queue(text: str) -> dict[str, Any]:
+    """The parameters of a method that takes one queue."""
+    port, _, index = text.rpartition(":")
+    if not re.fullmatch(rf"[0-9]{{1,{MAX_DIGITS}}}", index):
+        raise ConfigError(f"{text!r} is not {QUEUE_METAVAR}")
+    return {"index": int(index), **({"port": port} if port else {})}
 
 
 @command.command("list")
 @which_daemon
 def list_(name: str, control: str | None, as_json: bool) -> None:
-    """List every virtqueue of every port."""
+    """List every virtqueue of every port.
+
+    AVAIL and USED are the device's own indices, A BATCH is how many requests it finds at once on average, P50 and P99
+    are what half and 99 % of the requests stayed below, from being taken to being answered.
+    """
     with connect(name, control) as daemon:
         answer = daemon.call("queue.list")
     if as_json:
         print_json(answer)
         return
-    print_table(
-        QUEUE_COLUMNS,
-        [
-            (
-                queue["port"],
-                queue["index"],
-                queue["name"],
-                state(queue),
-                queue["size"] or None,
-                queue["worker"],
-                _place(queue["last_avail"], queue.get("avail_wrap")),
-                _place(queue["used_idx"], queue.get("used_wrap")),
-                queue["in_flight"],
-                queue["requests"],
-                queue["kicks"],
-                queue["interrupts"],
-                queue["interrupts_suppressed"],
-            )
-            for queue in answer["queues"]
-        ],
+    print_table(QUEUE_COLUMNS, [_row(queue) for queue in answer["queues"]])
+
+
+def _row(queue: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        *(queue["port"], queue["index"], queue["name"], state(queue), queue["layout"], queue["size"] or None),
+        queue["worker"],
+        place(queue["last_avail"], queue["avail_wrap"]),
+        place(queue["used_idx"], queue["used_wrap"]),
+        *(queue["in_flight"], queue["requests"]),
+        f"{queue['requests'] / queue['batches']:.1f}" if queue["batches"] else None,
+        *(queue["kicks"], queue["interrupts"], queue["interrupts_suppressed"]),
+        *(bound_ns(queue["latency"], which) for which in ("p50_ns", "p99_ns")),
     )
+
+
+@command.command("watch")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, metavar="S", help="between two looks"
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="end after so many looks")
+@which_daemon
+def watch(interval: float, count: int | None, name: str, control: str | None, as_json: bool) -> None:
+    """Show the virtqueues live, with a line of history each, until Ctrl-C.
+
+    On a terminal one table that changes; elsewhere, and with --json, one look after another.
+    """
+    from vhost_scsi.cli import queue_watch
+
+    with connect(name, control) as daemon:
+        queue_watch.watch(lambda: daemon.call("queue.list"), interval, count, as_json)
 
 
 @command.command("show")
-@click.argument("queue", metavar="[PORT:]INDEX")
+@click.argument("queue", metavar=QUEUE_METAVAR, required=False)
+@click.option("--from", "source", metavar="DUMP", help="a file that `queue dump` or the stall watchdog wrote")
+@click.option("--tables", is_flag=True, help="every descriptor of every chain, indirect tables included")
 @which_daemon
-def show(queue: str, name: str, control: str | None, as_json: bool) -> None:
-    """Show one virtqueue: indices, flags, event index, the ring, and every request in flight.
+def show(queue: str | None, source: str | None, tables: bool, name: str, control: str | None, as_json: bool) -> None:
+    """Show one virtqueue: where driver and device stand and who is to be notified next, the ring, every request in it.
 
-    INDEX is 0 for the control queue, 1 for the event queue, and from 2 on for request queues.
+    INDEX is 0 for the control queue, 1 for the event queue, and from 2 on for request queues. With --from no daemon is
+    asked, and the file may come from another machine.
     """
-    port, _, index = queue.rpartition(":")
-    if not (index.isascii() and index.isdigit()) or len(index) > 5:
-        raise ConfigError(f"{queue!r} is not [PORT:]INDEX")
-    with connect(name, control) as daemon:
-        answer = daemon.call("queue.show", index=int(index), **({"port": port} if port else {}))
+    answer = obtain("queue.show", queue, source, name, control)
     if as_json:
         print_json(answer)
         return
-    _print_queue(answer["queue"])
-    if answer["ring"] is None:
-        say("the ring does not run: the driver has not set it up")
+    queue_show.print_queue(answer, tables=tables)
+
+
+def obtain(method: str, queue: str | None, source: str | None, name: str, control: str | None) -> dict[str, Any]:
+    """What a daemon says of a queue, or what a dump says."""
+    if (queue is None) == (source is None):
+        raise click.UsageError(f"either {QUEUE_METAVAR} or --from DUMP is wanted")
+    if source is not None:
+        from vhost_scsi.daemon.dump import read_dump
+
+        return read_dump(source)
+    assert queue is not None
+    parameters = parse_queue(queue)
+    with connect(name, control) as daemon:
+        return daemon.call(method, **parameters)
+
+
+@command.command("check")
+@click.argument("queue", metavar=QUEUE_METAVAR, required=False)
+@click.option(
+    "--settle", "settle_ms", type=click.IntRange(0, 10_000), default=100, show_default=True, metavar="MS",
+    help="how long a kick or interrupt must have been missing",
+)  # fmt: skip
+@click.option("--from", "source", metavar="DUMP", help="what a dump says, instead of asking a daemon")
+@which_daemon
+def check(queue: str | None, settle_ms: int, source: str | None, name: str, control: str | None, as_json: bool) -> None:
+    """Name every rule that the driver's ring breaks, and every kick or interrupt that is missing; of all queues, if
+    none is given. Ends with exit code 9 if there is anything."""
+    from vhost_scsi.daemon.errors import QueueBroken
+
+    if source is not None:
+        dump = obtain("queue.show", queue, source, name, control)
+        answer = {"schema_version": dump["schema_version"], "queues": [{**dump["queue"], **dump["check"]}]}
     else:
-        _print_ring(answer["ring"])
-    _print_tasks(answer["tasks"])
-
-
-def state(queue: dict[str, Any]) -> str:
-    """One word."""
-    if queue["broken"]:
-        return f"broken ({queue['error']})"
-    if not queue["started"]:
-        return "stopped"
-    if not queue["enabled"]:
-        return "disabled"
-    return "stalled" if queue.get("stalled") else "running"
-
-
-def _print_queue(queue: dict[str, Any]) -> None:
-    say(
-        f"port {queue['port']}, queue {queue['index']} ({queue['name']}): {state(queue)}, "
-        f"{queue['layout']} ring of {queue['size']}, worker {queue['worker']}"
-    )
-    say(f"features     {' '.join(queue['features']) or 'none'}")
-    say(
-        f"requests     {queue['requests']} in {queue['batches']} batches (at most {queue['max_batch']}), "
-        f"{queue['in_flight']} in flight"
-    )
-    say(
-        f"notices      {queue['kicks']} kicks, {queue['interrupts']} interrupts, "
-        f"{queue['interrupts_suppressed']} suppressed"
-    )
-
-
-def _place(index: int, wrap: bool | None) -> str:
-    """An index; of a packed ring a descriptor and the wrap counter there."""
-    return str(index) if wrap is None else f"{index}/{wrap:d}"
-
-
-def _event(event: dict[str, Any] | None) -> str:
-    """What one side of a packed ring wants to be told of."""
-    if event is None:
-        return "unreadable"
-    words = {"ENABLE": "always", "DISABLE": "never", "DESC": f"at descriptor {_place(event['index'], event['wrap'])}"}
-    return words.get(event["mode"], f"reserved {event['mode']}")
-
-
-def _print_packed_indices(ring: dict[str, Any]) -> None:
-    def told(place: dict[str, Any] | None) -> str:
-        return "unknown" if place is None else _place(place["index"], place["wrap"])
-
-    say(
-        f"available    taken to {told(ring['next_avail'])} ({len(ring['chains'])} chains waiting), "
-        f"kick {_event(ring['device_event'])}"
-    )
-    say(
-        f"used         next {told(ring['next_used'])}, {ring['held'] or 0} descriptors held, "
-        f"interrupt {_event(ring['driver_event'])}"
-    )
-
-
-def _print_ring(ring: dict[str, Any]) -> None:
-    if ring["layout"] == "packed":
-        _print_packed_indices(ring)
+        parameters = parse_queue(queue) if queue is not None else {}
+        with connect(name, control) as daemon:
+            answer = daemon.call("queue.check", settle_ms=settle_ms, **parameters)
+    broken = sum(finding["forbidden"] for each in answer["queues"] for finding in each["findings"])
+    if as_json:
+        print_json(answer)
     else:
-        _print_split_indices(ring)
-    say(f"descriptors  {shorten(ring['strip'])}")
-    say(f"             {', '.join(f'{mark} {text}' for mark, text in ring['legend'].items())}")
-    if ring["moved"]:
-        say("             the ring moved while it was read: what is shown may be of two moments")
-    for violation in ring["violations"] + [item for chain in ring["chains"] for item in chain["violations"]]:
-        say(f"{'broken rule' if violation['forbidden'] else 'remark'}: {violation['text']}")
+        queue_show.print_findings(answer["queues"])
+    if broken:
+        raise QueueBroken(f"{broken} thing{'s are' if broken > 1 else ' is'} wrong")
 
 
-def _print_split_indices(ring: dict[str, Any]) -> None:
-    unread = "?" if ring["avail_idx"] is None else (ring["avail_idx"] - ring["last_avail"]) % 65536
-    say(
-        f"available    idx {_value(ring['avail_idx'])}, taken to {ring['last_avail']} ({unread} waiting), "
-        f"flags {_flags(ring['avail_flags'])}, used_event {_value(ring['used_event'])}"
-    )
-    say(
-        f"used         idx {_value(ring['used_idx'])}, flags {_flags(ring['used_flags'])}, "
-        f"avail_event {_value(ring['avail_event'])}"
-    )
+@command.command("dump")
+@click.argument("queue", metavar=QUEUE_METAVAR, required=False)
+@click.option("--from", "source", metavar="DUMP", help="draw a dump, instead of asking a daemon")
+@click.option("--out", metavar="FILE", help="the dump, as `queue show --from` reads it [default: standard output]")
+@click.option("--svg", metavar="FILE", help="a picture of the ring")
+@click.option("--png", metavar="FILE", help="a picture of the ring")
+@which_daemon
+def dump(
+    queue: str | None,
+    source: str | None,
+    out: str | None,
+    svg: str | None,
+    png: str | None,
+    name: str,
+    control: str | None,
+    as_json: bool,
+) -> None:
+    """Write all that is known of one virtqueue into one file, for a bug report; or draw it.
+
+    A dump holds the ring, the CDBs and the addresses of requests, and what the check found; no data of anybody.
+    """
+    from vhost_scsi.cli import ring_picture
+
+    answer = obtain("queue.dump", queue, source, name, control)
+    if svg is not None:
+        write_file(svg, ring_picture.svg(answer).encode())
+    if png is not None:
+        write_file(png, ring_picture.png(answer))
+    text = json.dumps(answer, indent=2)
+    if out is not None:
+        write_file(out, text.encode() + b"\n")
+    elif as_json or (svg is None and png is None):
+        print_json(answer)
 
 
-def _print_tasks(tasks: list[dict[str, Any]]) -> None:
-    if not tasks:
-        say("in flight    nothing")
-        return
-    say()
-    print_table(
-        [">head", "unit", "at", "command", ">lba", ">length", ">segments", ">age", "where", ">there", "cdb"],
-        [
-            (
-                task["head"],
-                task["unit"],
-                f"{task['target']}:{task['lun']}",
-                re.sub(r" (?:lba|blocks) \d+", "", task["command"]),  # they have columns of their own
-                task["lba"],
-                size(task["length_bytes"]),
-                task["segments"],
-                duration(task["age_us"]),
-                f"{task['layer']}, aborted" if task["aborted"] else task["layer"],
-                duration(task["layer_us"]),
-                task["cdb"],
-            )
-            for task in tasks
-        ],
-    )
-
-
-def shorten(strip: str, width: int = STRIP_WIDTH) -> str:
-    """At most `width` cells; each stands for as many descriptors as it must."""
-    per_cell = -(-len(strip) // width)
-    if per_cell <= 1:
-        return f"[{strip}]"
-    cells = (strip[start : start + per_cell] for start in range(0, len(strip), per_cell))
-    shown = "".join(min(cell, key=TELLING.index) for cell in cells)
-    return f"[{shown}] {per_cell} a cell"
-
-
-def _value(value: int | None) -> str:
-    return "unreadable" if value is None else str(value)
-
-
-def _flags(flags: list[str] | None) -> str:
-    return "unreadable" if flags is None else (" ".join(flags) or "0")
+def write_file(path: str, data: bytes) -> None:
+    """Whole or not at all."""
+    draft = f"{path}.{os.getpid()}.new"
+    try:
+        try:
+            with open(draft, "wb") as handle:
+                handle.write(data)
+            os.replace(draft, path)
+        except BaseException:
+            if os.path.exists(draft):
+                os.unlink(draft)
+            raise
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    say(f"wrote {path}")

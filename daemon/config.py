@@ -150,6 +150,10 @@ class DaemonConfig(_Model):
     log_format: Literal["text", "json"] = "text"
     control: str | None = None
     state_dir: str | None = None
+    stall_after: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = Field(
+        default=20.0, description="seconds after which a request counts as stalled and a dump is written; 0: never"
+    )
+    stall_dumps: Annotated[int, Field(ge=1, le=1000)] = Field(default=16, description="dumps that are kept")
     lu: dict[str, LuConfig] = {}
     port: dict[str, PortConfig] = {}
     map: dict[str, str] = {}

@@ -7,6 +7,7 @@
     ├── NoDaemon               6   nobody answers on the management socket
     ├── RequestFailed          7   the daemon answered that it cannot
     ├── DrainTimeout           8   requests or connections did not end in time when the daemon was stopped
+    ├── QueueBroken            9   `queue check` found something
     └── BackendFailed         14   `boot`: the back end stopped serving under the guest
 
 docs/exit-codes.md has the whole table.
@@ -48,6 +49,12 @@ class DrainTimeout(VhostScsiError):
     """The daemon was stopped and something did not end within its time."""
 
     exit_code = 8
+
+
+class QueueBroken(VhostScsiError):
+    """A driver's ring breaks rules, or a notification is missing."""
+
+    exit_code = 9
 
 
 class BackendFailed(VhostScsiError):

@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import config_save, iscsi_methods, logs, media
-from vhost_scsi.daemon.config import nearest
+from vhost_scsi.daemon import config_save, inspection, iscsi_methods, logs, media
 from vhost_scsi.daemon.drift import differences
-from vhost_scsi.daemon.queues import device_tasks, queue_row, ring_view, task_row
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
 from vhost_scsi.scsi.alua import AccessState
 from vhost_scsi.scsi.saved_state import SavedStateError
@@ -28,13 +26,9 @@ from vhost_scsi.slices import sliced
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service, Serving
-    from vhost_scsi.dataplane import TaskSnapshot
 
-SHOW_ATTEMPTS: Final = 3
-"""looks at a ring that moves, before it is shown as it moved"""
 UNIT_SLICE: Final = 8
 """units described in one turn of the loop, at some 0.3 ms each"""
-_PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
 
 
 ACCESS_STATES: Final = {
@@ -58,14 +52,7 @@ def table(service: Service) -> Mapping[str, Method]:
             Param("state", "string", "active-optimized, active-non-optimized, standby, unavailable or offline"),
         )),
         *media.rows(service),
-        Method("queue.list", "every virtqueue of every port", calls.queue_list),
-        Method(
-            "queue.show",
-            "one virtqueue: indices, flags, ring, and the requests in flight",
-            calls.queue_show,
-            (Param("index", "integer", "0 control, 1 event, from 2 on requests", required=True), _PORT),
-        ),
-        Method("task.list", "requests in flight on all ports", calls.task_list),
+        *inspection.rows(service),
         *iscsi_methods.rows(service),
         Method("log.level", "the log level; sets it where one is given", calls.log_level, (
             Param("level", "string", ", ".join(logs.LEVELS)),
@@ -108,6 +95,7 @@ class _Calls:
             ],
             "logical_units": len(service.target.units),
             "config_file": service.config_path,
+            "stall_dumps": service.stalls.dumps if service.stalls is not None else 0,
             "drift": differences(service.config, service.loaded),
             "iscsi": iscsi_methods.summary(service.iscsi) if service.iscsi is not None else None,
         }
@@ -189,54 +177,6 @@ class _Calls:
             ],
         }
 
-    def queue_list(self) -> dict[str, Any]:
-        rows = []
-        for serving in self._service.ports.values():
-            rows += [queue_row(serving.name, status) for status in serving.device.queue_status()]
-        return {"queues": rows}
-
-    async def queue_show(self, index: int, port: str | None = None) -> dict[str, Any]:
-        serving = self._serving(port)
-        statuses = serving.device.queue_status()
-        if not 0 <= index < len(statuses):
-            raise RpcError(REFUSED, f"port {serving.name} has queues 0 to {len(statuses) - 1}, not {index}")
-        for _ in range(SHOW_ATTEMPTS):
-            tasks = await self._queue_tasks(serving, index)
-            status = serving.device.queue_status()[index]
-            snapshot = await serving.device.walk(index, [task.head for task in tasks])
-            settled = None
-            if snapshot is None:
-                break
-            # What was answered while the ring was read belongs to the driver again, who may have put anything there.
-            later = {(task.head, task.tag) for task in await self._queue_tasks(serving, index)}
-            now = serving.device.queue_status()[index]
-            still = (now.used_idx, now.used_wrap, now.requests) == (status.used_idx, status.used_wrap, status.requests)
-            settled = None if still else {task.head for task in tasks if (task.head, task.tag) in later}
-            if still and not snapshot.moved:
-                break
-        units = self._unit_names(serving)
-
-        def told() -> dict[str, Any]:
-            return {
-                "queue": queue_row(serving.name, status),
-                "ring": ring_view(snapshot, status, settled) if snapshot is not None else None,
-                "tasks": [task_row(task, units) for task in tasks],
-            }
-
-        # Values only, and thousands of them: in a thread, where they keep nobody waiting.
-        return await asyncio.to_thread(told)
-
-    async def _queue_tasks(self, serving: Serving, index: int) -> list[TaskSnapshot]:
-        return [task for task in await device_tasks(self._service.core, serving.port) if task.queue == index]
-
-    async def task_list(self) -> dict[str, Any]:
-        rows = []
-        for serving in self._service.ports.values():
-            units = self._unit_names(serving)
-            async for task in sliced(await device_tasks(self._service.core, serving.port)):
-                rows.append({"port": serving.name, **task_row(task, units)})
-        return {"tasks": rows}
-
     def log_level(self, level: str | None = None) -> dict[str, Any]:
         if level is not None:
             if level not in logs.LEVELS:
@@ -267,24 +207,6 @@ class _Calls:
         # Later, so that the answer is on its way before the socket is closed.
         asyncio.get_running_loop().call_soon(self._service.stop, "asked to on the management socket")
         return {"stopping": True}
-
-    def _serving(self, name: str | None) -> Serving:
-        ports = self._service.ports
-        if name is None:
-            if not ports:
-                raise RpcError(REFUSED, "this daemon has no vhost-user port")
-            if len(ports) != 1:
-                raise RpcError(REFUSED, f"there are several ports, name one of {', '.join(ports)}")
-            return next(iter(ports.values()))
-        if name not in ports:
-            raise RpcError(REFUSED, f"there is no port {name[:64]!r}{nearest(name[:64], ports)}")
-        return ports[name]
-
-    def _unit_names(self, serving: Serving) -> dict[tuple[int, int], tuple[str, int]]:
-        """Name and block size of the unit at each place."""
-        return {
-            (mapped.target_id, mapped.lun): (mapped.unit.name, mapped.unit.block_size) for mapped in serving.port.luns
-        }
 
 
 def plain(value: Any) -> Any:

@@ -28,9 +28,11 @@ from vhost_scsi.daemon import config_save, control, kept_media, methods, state, 
 from vhost_scsi.daemon.client import socket_path
 from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
+from vhost_scsi.daemon.inspection import Inspection
 from vhost_scsi.daemon.iscsi_config import Made, make_all
 from vhost_scsi.daemon.iscsi_node import IscsiNode
 from vhost_scsi.daemon.loop import StallWatch
+from vhost_scsi.daemon.stall import StallWatchdog
 from vhost_scsi.daemon.state_dir import StateDirectory, UnitState
 from vhost_scsi.daemon.takeover import take_over
 from vhost_scsi.dataplane import Core, CoreOptions
@@ -44,6 +46,7 @@ from vhost_scsi.vhost_user.server import Server
 T = TypeVar("T")
 DRAIN_TIMEOUT: Final = 10.0  # seconds
 FINISH_POLL: Final = 0.005  # seconds between looks at what is still in flight; only while draining
+STALLS: Final = "stalls"  # folder of the state directory
 NO_REQUEST_QUEUES: Final = 2  # the control and the event queue, which a device counts too
 _LOG: Final = logging.getLogger("vhost_scsi.control")
 
@@ -86,6 +89,7 @@ class Service:
         self.came_with: Final[dict[str, str]] = {}
         """units that were made for a target at run time, and which"""
         self.iscsi: IscsiNode | None = None
+        self.stalls: StallWatchdog | None = None
         self._listen_fds = list(listen_fds)
         self._reload = reload
         self.config_path: Final = config_path
@@ -144,6 +148,7 @@ class Service:
         for serving in self.ports.values():
             await serving.server.start()
             self._watchers.append(asyncio.create_task(self._watch_port(serving)))
+        self._watch_queues()
         if config.iscsi is not None:
             await self.start_iscsi(make_all(config.iscsi, config.iscsi_luns()))
         if self._control is not None:
@@ -160,6 +165,20 @@ class Service:
             *(len(config.iscsi.target) if config.iscsi is not None else 0, config.workers, self.core.engine_name),
             f" ({self.core.engine_why_not})" if config.engine == "auto" and self.core.engine_why_not else "",
         )
+
+    def _watch_queues(self) -> None:
+        if not self.config.stall_after:
+            return
+        self.stalls = StallWatchdog(
+            self.core,
+            Inspection(self),
+            self.ports.values(),
+            limit_s=self.config.stall_after,
+            directory=self._kept.directory / STALLS,
+            max_dumps=self.config.stall_dumps,
+        )
+        self._exits.push_async_callback(self.stalls.close)
+        self.stalls.start()
 
     async def start_iscsi(self, made: Made) -> None:
         node = IscsiNode(self.core, self.target, self.config.workers, made)

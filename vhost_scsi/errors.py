@@ -8,7 +8,7 @@ here. It does not hold SCSI outcomes (those are values) nor anything that a gues
     ├── ConfigError                             3   what we were told to do makes no sense, or cannot be done here
     │   └── SocketInUse                         4   another live server already listens on that path
     ├── vhost_user.rules.ProtocolError          5   a vhost-user peer broke a rule (a server answers it, never exits)
-    ├── daemon.errors                     6-8, 14   no daemon, a refused request, a drain or a back end that failed
+    ├── daemon.errors                     6-9, 14   no daemon, a refused request, a drain or a back end that failed
     └── qemu.errors                         10-13   QEMU, or the guest in it
 
 Exit code 0 is success and 2 is the command line's own usage error; docs/exit-codes.md has the whole table.

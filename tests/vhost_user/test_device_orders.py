@@ -21,7 +21,7 @@ import pytest
 
 from tests.live import TEST_UNIT_READY, End, Host, Live, good, inquiry, open_fds, read10, resident_kib, write10
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.vhost_user import device
+from vhost_scsi.vhost_user import ring_reader
 from vhost_scsi.vhost_user.features import Feature
 from vhost_scsi.vhost_user.frontend import Frontend, RequestRefused
 from vhost_scsi.vhost_user.initiator import USER_BASE
@@ -487,7 +487,7 @@ def test_a_ring_is_walked_beside_the_loop_with_descriptors_of_its_own(
         host.ready()
         before = open_fds()
         walks: list[tuple[int, set[int]]] = []
-        real = device.walk
+        real = ring_reader.look
 
         def noted(memory: FileMemory, *given: Any, **named: Any) -> Any:
             walks.append((threading.get_ident(), {region.fd for region in memory._map.regions}))
@@ -495,7 +495,7 @@ def test_a_ring_is_walked_beside_the_loop_with_descriptors_of_its_own(
                 raise ZeroDivisionError("a bug")
             return real(memory, *given, **named)
 
-        monkeypatch.setattr(device, "walk", noted)
+        monkeypatch.setattr(ring_reader, "look", noted)
         snapshot = live.call(end.device.walk(2))
         assert snapshot is not None
         assert not snapshot.violations
@@ -509,7 +509,7 @@ def test_a_ring_is_walked_beside_the_loop_with_descriptors_of_its_own(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
         with monkeypatch.context() as patch:
-            patch.setattr(device.os, "dup", no_more)
+            patch.setattr(ring_reader.os, "dup", no_more)
             with pytest.raises(ConfigError, match="Too many open files"):
                 live.call(end.device.walk(2))
     live.wait_for(lambda: not end.queue(2).started, "the end of the ring")

@@ -24,11 +24,11 @@ from vhost_scsi.vhost_user import control_queue, inflight
 from vhost_scsi.vhost_user.features import Feature, feature_names
 from vhost_scsi.vhost_user.inflight import InflightMemory
 from vhost_scsi.vhost_user.messages import Inflight, MemoryRegion, VringAddr
+from vhost_scsi.vhost_user.ring_reader import read_ring
 from vhost_scsi.vhost_user.rules import ProtocolError, Rule
 from vhost_scsi.virtqueue.layout import RingAddresses
-from vhost_scsi.virtqueue.memory import FileMemory, FileRegion
 from vhost_scsi.virtqueue.packed_layout import Place
-from vhost_scsi.virtqueue.rings import DeviceStands, Ring, Snapshot, look
+from vhost_scsi.virtqueue.rings import DeviceStands, Ring, Snapshot
 
 if TYPE_CHECKING:
     from vhost_scsi._core import CData
@@ -621,41 +621,35 @@ class VirtioScsiDevice:
             errors=info.errors,
         )
 
-    async def walk(self, index: int, in_flight: Sequence[int] = ()) -> Snapshot | None:
-        """Reads the ring from the guest's memory by itself; None while it does not run."""
+    def notifiers(self, index: int) -> tuple[int | None, int | None]:
+        """The kick and the call descriptor of a ring; they stay the device's."""
         ring = self._rings[index]
-        addresses = ring.addresses
-        if not ring.running or addresses is None:
+        return ring.kick, ring.call
+
+    def queue(self, index: int) -> QueueStatus:
+        return self._one_status(index)
+
+    def regions(self) -> Sequence[MemoryRegion]:
+        """The memory table; the descriptors in it stay the device's."""
+        return self._regions()
+
+    def described(self, index: int, in_flight: Sequence[int] = ()) -> tuple[Ring, DeviceStands] | None:
+        """Where the ring lies, what was negotiated for it, and where the device stands; None while it does not run."""
+        ring = self._rings[index]
+        if not ring.running or ring.addresses is None:
             return None
         info = self._info(index)
         # As the ring was started: features may have been set anew since.
         packed, event_idx, indirect = (
             bool(info.features & flag) for flag in (lib.VS_RING_PACKED, lib.VS_RING_EVENT_IDX, lib.VS_RING_INDIRECT)
         )
-        described = Ring(addresses, packed, event_idx, indirect)
         stands = DeviceStands(info.last_avail, info.used_idx, list(in_flight))
-        # Descriptors of its own: the map may go, and the numbers of its descriptors be somebody else's, before the walk
-        # of a large ring has ended in its thread.
-        regions: list[FileRegion] = []
+        return Ring(ring.addresses, packed, event_idx, indirect), stands
 
-        def close() -> None:
-            for region in regions:
-                os.close(region.fd)
-
-        def work() -> Snapshot:
-            try:
-                return look(FileMemory(regions), described, stands)
-            finally:
-                close()
-
-        try:
-            for each in self._regions():
-                regions.append(FileRegion(each.guest_addr, each.size, os.dup(each.fd), each.mmap_offset))
-        except OSError as error:
-            close()
-            raise ConfigError(f"port {self.port.name}: {queue_name(index)}: cannot be read: {error.strerror}") from None
-        # Who stops waiting does not keep it from closing them.
-        return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(work)))
+    async def walk(self, index: int, in_flight: Sequence[int] = ()) -> Snapshot | None:
+        """Reads the ring from the guest's memory by itself; None while it does not run."""
+        found = await read_ring(self, index, in_flight)
+        return found.snapshot if found is not None else None
 
 
 def queue_name(index: int) -> str:
