@@ -17,7 +17,7 @@ from tests.cli.conftest import COMMAND, Run
 from vhost_scsi import __version__
 from vhost_scsi.cli import COMMANDS, INTERNAL_ERROR, INTERRUPTED, main
 from vhost_scsi.cli.output import duration, print_table, size, uptime
-from vhost_scsi.cli.queue import shorten, state
+from vhost_scsi.cli.queue_show import state, strip
 from vhost_scsi.daemon import client
 
 HEAVY = {"asyncio", "numpy", "pydantic", "construct", "rich", "vhost_scsi._core", "vhost_scsi.daemon"}
@@ -115,8 +115,10 @@ def test_a_table_on_a_terminal_is_a_frame(capsys: pytest.CaptureFixture[str], mo
 
 
 def test_a_long_ring_is_shortened_to_what_tells_most() -> None:
-    assert shorten("..PF") == "[..PF]"
-    assert shorten("." * 64 + ".F" + "P." * 31) == "[" + "." * 32 + "F" + "P" * 31 + "] 2 a cell"
+    assert strip("..pf") == ["[..pf]"]
+    assert strip("." * 64 + "ffff") == ["[" + "." * 64 + "]", "[ffff]"]
+    rows = strip("." * 256 + ".f" + "p." * 127)
+    assert rows == ["[" + "." * 64 + "] 2 a cell", "[" + "." * 64 + "]", "[f" + "p" * 63 + "]", "[" + "p" * 64 + "]"]
 
 
 def test_the_state_of_a_queue_is_one_word() -> None:

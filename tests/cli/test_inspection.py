@@ -193,10 +193,3 @@ def test_rates_are_differences_and_a_line_tells_their_history() -> None:
     assert watcher.rows(look(5, 14.0))[0]["requests_per_s"] is None
     assert queue_watch.below([0] * 32, 0.5, 256) is None
     assert queue_watch.table([row]).row_count == 1
-
-
-def test_a_long_ring_is_shortened_to_the_most_telling() -> None:
-    rows = queue_show.strip("." * 1000 + "p" + "." * 23)
-    assert len(rows) == 4
-    assert "".join(rows).count("p") == 1
-    assert rows[0].endswith("4 a cell")
