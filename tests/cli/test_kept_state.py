@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import ROOT, TIMEOUT
+from tests.iscsi.client import Client
 from tests.iscsi.scsi_host import ScsiHost
 from tests.live import inquiry
 from tests.scsi.conftest import cdb_of
@@ -112,7 +113,7 @@ def access(state: int) -> tuple[bytes, bytes]:
 ONE, TWO = (1).to_bytes(8), (2).to_bytes(8)
 CHANGES = (
     Change("mode page saved", *mode(False), saved_wce, 0),
-    Change("information set", *identify(b"a host's disk"), information, b"a host's disk"),
+    Change("information set", *identify(b"a disk of host A"), information, b"a disk of host A"),
     Change("registered", *out("REGISTER", basic(0, 1, aptpl=True)), reservation, (ONE, b"")),
     Change("reserved", *out("RESERVE", basic(1), 5), reservation, (ONE, b"\x05")),
     Change("group changed", *access(1), access_state, 1),
@@ -154,14 +155,14 @@ def changed(address: tuple[str, int]) -> tuple[int, bytes | None]:
     """How many changes were answered, and the unit's serial number if it was told."""
     done, number = 0, None
     try:
-        with ScsiHost(address, IQN) as host:
+        with ScsiHost(address, IQN, client=Client(address, TIMEOUT)) as host:
             host.ready()
             number = serial(host)
             for change in CHANGES:
                 host.ok(change.cdb, change.data)
                 done += 1
-    except (EOFError, OSError):
-        pass
+    except (EOFError, ConnectionError):
+        pass  # it was killed
     return done, number
 
 
@@ -173,6 +174,7 @@ def expected(done: int) -> dict[Callable[[ScsiHost], object], object]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_killed_at_every_call_the_daemon_comes_back_with_the_old_or_the_new(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
     told: list[int] = []
