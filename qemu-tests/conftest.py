@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the builders stand beside the 
 
 import image
 import initrd
+import sg3_utils
+from backend import Bed
 from backend import bed as bed
 from backend import shared_bed as shared_bed
 
@@ -98,3 +100,38 @@ def tiny_guest(start_guest: Callable[..., Guest]) -> StartTiny:
         return guest
 
     return start
+
+
+@pytest.fixture(scope="session")
+def sg3_bed(qemu: Qemu, accel: Accel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    """The test bed of test_sg3_utils*.py: hundreds of commands, one boot of each guest."""
+    with Bed(qemu, accel, tmp_path_factory.mktemp("sg3")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def sg3_daemon(sg3_bed: Bed) -> sg3_utils.Daemon:
+    return sg3_utils.start(sg3_bed)
+
+
+@pytest.fixture(scope="session")
+def sg3_virtio(sg3_bed: Bed, sg3_daemon: sg3_utils.Daemon) -> sg3_utils.Place:
+    return sg3_utils.over_virtio(sg3_bed, sg3_daemon)
+
+
+@pytest.fixture(scope="session")
+def sg3_iscsi(sg3_bed: Bed, sg3_daemon: sg3_utils.Daemon) -> sg3_utils.Place:
+    return sg3_utils.over_iscsi(sg3_bed, sg3_daemon)
+
+
+@pytest.fixture(scope="session", params=[sg3_utils.VIRTIO, sg3_utils.ISCSI])
+def place_of_session(request: pytest.FixtureRequest) -> sg3_utils.Place:
+    found: sg3_utils.Place = request.getfixturevalue(f"sg3_{request.param}")
+    return found
+
+
+@pytest.fixture
+def place(place_of_session: sg3_utils.Place) -> sg3_utils.Place:
+    """Each of the two, without unit attentions."""
+    place_of_session.ready()
+    return place_of_session
