@@ -2,8 +2,7 @@
 """A power cut at any moment, and a kill at any call, of every writer of what a daemon keeps: the old content is there
 afterwards or the new one, never neither, and what was promised by a return is there.
 
-Blobs of units are cut in `test_state_dir.py` as well, in the ways that belong to them; a whole daemon is killed in
-tests/cli/test_kept_state.py.
+Blobs of units are cut in `test_state_dir.py` as well, in the ways that belong to them.
 """
 
 from __future__ import annotations
