@@ -9,6 +9,12 @@
 #include "check.h"
 #include "crash_rig.h"
 
+/* ThreadSanitizer makes a fork expensive, and sees nothing in programs of one thread: there a few steps must do. */
+#ifdef VS_TSAN
+enum { STEP_BY = 24 };
+#else
+enum { STEP_BY = 1 };
+#endif
 enum { FIRST = 4, MORE = 2, POISON = 0x99 };
 
 static uint32_t kills[VS_STEP_COUNT], all_kills;
@@ -85,14 +91,14 @@ static void test_killed_at_every_step(uint32_t features)
 	uint32_t n = run(features, 0, 0, 0), middle = n * 2 / 3, again = run(features, middle, 0, 0);
 
 	CHECK(n > 30 && again > 30);
-	for (uint32_t first = 1; first <= n; first++)
+	for (uint32_t first = 1; first <= n; first += STEP_BY)
 		run(features, first, 0, 0);
 	if (!(features & VS_RING_INDIRECT))
 		return;
 	/* Once more while it comes back, and once more after that. */
-	for (uint32_t second = 1; second <= again; second++)
+	for (uint32_t second = 1; second <= again; second += STEP_BY)
 		run(features, middle, second, 1 + second * 7 % again);
-	for (uint32_t first = 1; first <= n; first += 3)
+	for (uint32_t first = 1; first <= n; first += 3 * STEP_BY)
 		run(features, first, 1 + first * 5 % again, 0);
 }
 
@@ -217,7 +223,7 @@ static void show(void)
 	printf("%u back ends killed:", all_kills);
 	for (uint32_t i = 0; i < VS_STEP_COUNT; i++) {
 		printf(" %s %u", names[i], kills[i]);
-		CHECK(kills[i]); /* there is no step at which none was */
+		CHECK(kills[i] || STEP_BY > 1); /* there is no step at which none was */
 	}
 	printf("\n");
 }
