@@ -101,6 +101,7 @@ struct vs_task_info {
 	uint8_t aborted;
 	uint8_t fault;         /* C has ended it with a status that waits for a verdict before anybody is told */
 	uint8_t status;        /* that status */
+	uint8_t overlapped;    /* its tag is that of a command that has not ended */
 	uint8_t cdb[VS_CDB_MAX];
 	uint64_t gate;         /* the gate bits that sent it to Python */
 	uint32_t in_segments;

@@ -655,6 +655,7 @@ enum vs_task_flag {
 	VS_TASK_LEND = 2,     /* a read may end with `lent` instead of data in `in` */
 	VS_TASK_ONCE = 4,     /* must not run twice, and the transport keeps how far it got: ops->keep */
 	VS_TASK_WRITING = 8,  /* of those: a process that was killed had found the medium as expected and began to write */
+	VS_TASK_OVERLAPPED = 16, /* its tag is in use */
 };
 
 struct vs_task {

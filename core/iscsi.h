@@ -64,7 +64,7 @@ struct vs_icmd {
 	struct vs_iitem result, r2t_item;
 	enum vs_icmd_state state;
 	uint32_t itt, cmd_sn, edtl, index;
-	bool immediate, write, read, final_seen, data_failed, counted /* in active or immediates */;
+	bool immediate, write, read, final_seen, data_failed, overlapped, counted /* in active or immediates */;
 	uint8_t lun[8];
 	uint8_t *buffer;
 	const uint8_t *data;        /* data-in: the buffer, or what the store lends */

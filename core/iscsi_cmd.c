@@ -406,6 +406,8 @@ static void run(struct vs_icmd *x)
 	t->flags = x->buffer_size >= x->edtl ? VS_TASK_TRUNCATE : 0;
 	if (may_borrow(x))
 		t->flags |= VS_TASK_LEND;
+	if (vs_unlikely(x->overlapped))
+		t->flags |= VS_TASK_OVERLAPPED;
 	/* SIMPLE tasks may be reordered (SPC-5 7.5.10, and we say so), but what is written after a read is not what that read returns. */
 	if (!x->read && !vs_list_empty(&x->conn->session->lent))
 		vs_icmd_give_back(x->conn->session);
@@ -424,6 +426,10 @@ static void advance(struct vs_icmd *x, bool its_turn)
 	struct vs_isession *s = x->conn->session;
 	uint32_t total = wanted(x);
 
+	if (vs_unlikely(x->overlapped)) {
+		run(x); /* it is not carried out: its data are nobody's */
+		return;
+	}
 	/* First come, first served: on a connection, where the peer takes what is lent or does not; then in the session. */
 	if (total && !x->charged && !its_turn && (!vs_list_empty(&x->conn->wait_lent) || lent_too_much(x))) {
 		x->state = VS_IC_BUFFER;
@@ -556,7 +562,7 @@ static struct vs_icmd *cmd_new(struct vs_iconn *c)
 	if (!x->read && !x->write)
 		x->edtl = 0;
 	x->final_seen = c->bhs[1] & VS_I_FINAL;
-	x->data_failed = x->counted = false;
+	x->data_failed = x->counted = x->overlapped = false;
 	x->state = VS_IC_HELD;
 	memcpy(x->lun, c->bhs + 8, 8);
 	x->received = x->asked = x->unsolicited_sn = x->r2t_sn = x->r2t_open = 0;
@@ -601,7 +607,13 @@ static bool unsolicited_ok(const struct vs_iconn *c)
 	return p->immediate_data && write && c->data_length <= vs_min(p->first_burst, vs_be32(c->bhs + 20));
 }
 
-static bool refused(struct vs_iconn *c)
+/* SAM-5 5.11: the tag of a command of the same unit, which has not ended, makes an overlapped command. */
+static bool overlaps(const struct vs_icmd *x, const uint8_t *lun)
+{
+	return x->task.nexus && x->state != VS_IC_SENDS && !memcmp(x->lun, lun, sizeof(x->lun));
+}
+
+static bool refused(struct vs_iconn *c, const struct vs_icmd *other)
 {
 	struct vs_isession *s = c->session;
 
@@ -609,7 +621,7 @@ static bool refused(struct vs_iconn *c)
 		vs_itx_reject(c, VS_I_REJECT_NOT_SUPPORTED); /* no command of ours moves data both ways */
 	else if (vs_list_empty(&s->free) || (!c->sn && s->immediates >= IMMEDIATES))
 		vs_itx_reject(c, VS_I_REJECT_TOO_MANY_IMMEDIATE); /* others are not read before there is room: vs_irx_poll */
-	else if (find(s, vs_be32(c->bhs + 16)))
+	else if (other && !overlaps(other, c->bhs + 8))
 		vs_itx_reject(c, VS_I_REJECT_BAD_FIELD); /* the task tag is in use */
 	else
 		return false;
@@ -620,16 +632,18 @@ static bool refused(struct vs_iconn *c)
 void vs_icmd_arrive(struct vs_iconn *c)
 {
 	struct vs_isession *s = c->session;
-	struct vs_icmd *x;
+	struct vs_icmd *x, *other;
 
 	vs_count(&c->view.commands, 1);
 	if (!unsolicited_ok(c)) {
 		vs_iconn_event(c, VS_ICONN_PROTOCOL);
 		return;
 	}
-	if (refused(c))
+	other = find(s, vs_be32(c->bhs + 16));
+	if (refused(c, other))
 		return;
 	x = cmd_new(c);
+	x->overlapped = other != NULL;
 	if (!take_cdb(c, x)) {
 		vs_itx_reject(c, VS_I_REJECT_NOT_SUPPORTED);
 		vs_icmd_release(x);

@@ -324,6 +324,8 @@ static int pass_gate(struct vs_task *t)
 		redo_later(t);
 		return 0;
 	}
+	if (vs_unlikely(t->flags & VS_TASK_OVERLAPPED))
+		return to_python(t, 0, 0);
 	if (vs_unlikely(t->attribute != VS_ATTR_SIMPLE))
 		return to_python(t, VS_GATE_ORDERED, VS_GATE_ORDERED); /* before the next command of this LU is tested: SAM-5 8.6 */
 	if (vs_unlikely(!t->row || t->row->media == VS_MEDIA_NONE))
@@ -584,6 +586,7 @@ void vs_task_info(const vs_task *t, struct vs_task_info *out)
 	out->aborted = t->aborted;
 	out->fault = t->fault;
 	out->status = t->status;
+	out->overlapped = (t->flags & VS_TASK_OVERLAPPED) != 0;
 	out->notify = t->notify ? t->notify_cookie : 0;
 	memcpy(out->cdb, t->cdb, t->cdb_len);
 	out->gate = t->gate_why;

@@ -156,7 +156,7 @@ int vs_queue_start(vs_vdev *d, uint32_t index, const struct vs_queue_params *p, 
 		return -EBUSY;
 	}
 	/* Pages of requests that a ring never uses are never touched. */
-	requests = calloc(p->size, sizeof(*requests));
+	requests = calloc(1, p->size * sizeof(*requests) + (sizeof(uint16_t) << vs_queue_tag_bits(p->size)));
 	if (p->features & VS_RING_IN_ORDER)
 		in_order = calloc(p->size, sizeof(*in_order));
 	q->w = &d->core->workers[p->worker];

@@ -21,7 +21,8 @@ struct vs_request {
 	uint32_t capacity, nresp, resp_capacity;
 	uint32_t head, span;     /* as vs_vring_pop gave them */
 	uint32_t entry;          /* in what is kept of those in flight */
-	bool busy, again;        /* again: a process that was killed had it in flight */
+	uint16_t tag_next;       /* in its chain of q->tags: head + 1, 0: the last one */
+	bool busy, tagged, again; /* again: a process that was killed had it in flight */
 	struct iovec resp_inline[VS_RESP_INLINE];
 	struct iovec inline_iov[VS_INLINE_SEGMENTS];
 };
@@ -41,6 +42,8 @@ struct vs_queue {
 	struct vs_vring ring;
 	struct vs_memmap *map;       /* pinned while started */
 	struct vs_request *requests; /* ring.size of them */
+	uint16_t *tags;              /* chains of requests by tag, behind them; tag_shift gives their number */
+	uint32_t tag_shift;
 	struct vs_request *stalled;  /* popped, but Python has no credit left */
 	struct vs_source kick;
 	struct vs_timer poll_timer;  /* rings without a kick descriptor */
@@ -75,6 +78,9 @@ struct vs_vdev {
 	struct vs_lunmap_ref luns;
 	struct vs_queue *queues;
 };
+
+/* Chains for the tags of a ring with so many requests, as a power of two: few have more than one. */
+static inline uint32_t vs_queue_tag_bits(uint32_t size) { return 33 - (uint32_t)__builtin_clz(size); }
 
 void vs_queue_init(struct vs_queue *q, struct vs_vdev *d, uint32_t index);
 /* Worker only. Each answers with VS_UP_DONE(cookie). */

@@ -96,10 +96,42 @@ static int blame(struct vs_queue *q, int err)
 
 /* ---- chains and requests ------------------------------------------------------------------------------------------------------------- */
 
+/* ---- tags in use --------------------------------------------------------------------------------------------------------------------- */
+
+static uint16_t *tag_chain(struct vs_queue *q, uint64_t tag) { return &q->tags[tag * UINT64_C(0x9e3779b97f4a7c15) >> q->tag_shift]; }
+
+/* False: the nexus has a command with this tag in this queue already. */
+static bool tag_enter(struct vs_queue *q, struct vs_request *r)
+{
+	uint16_t *chain = tag_chain(q, r->task.tag);
+	bool alone = true;
+
+	for (uint16_t n = *chain; vs_unlikely(n); n = q->requests[n - 1].tag_next)
+		alone &= q->requests[n - 1].task.tag != r->task.tag || q->requests[n - 1].task.nexus != r->task.nexus;
+	r->tag_next = *chain;
+	*chain = (uint16_t)(r->head + 1);
+	r->tagged = true;
+	return alone;
+}
+
+static void tag_leave(struct vs_queue *q, struct vs_request *r)
+{
+	uint16_t *at = tag_chain(q, r->task.tag);
+
+	r->tagged = false;
+	while (vs_unlikely(*at != r->head + 1))
+		at = &q->requests[*at - 1].tag_next;
+	*at = r->tag_next;
+}
+
+/* ---- the end of a request -------------------------------------------------------------------------------------------------------------- */
+
 static void request_release(struct vs_queue *q, struct vs_request *r)
 {
 	struct vs_worker *w = q->w;
 
+	if (vs_likely(r->tagged))
+		tag_leave(q, r);
 	if (vs_unlikely(r->iov != r->inline_iov)) {
 		vs_iovec_put(w, r->iov, r->capacity);
 		q->segment_bytes -= r->capacity * (uint32_t)sizeof(struct iovec);
@@ -518,7 +550,9 @@ static int command_start(struct vs_queue *q, struct vs_request *r, const struct 
 		request_used(q, r, response);
 		return 0;
 	}
-	if (vs_unlikely(q->track.once && vs_opcode_is_once(t->cdb[0])) && once_begin(q, r))
+	if (vs_unlikely(t->nexus && !tag_enter(q, r)))
+		t->flags |= VS_TASK_OVERLAPPED;
+	else if (vs_unlikely(q->track.once && vs_opcode_is_once(t->cdb[0])) && once_begin(q, r))
 		return 0;
 	return vs_task_submit(t);
 }
@@ -857,6 +891,8 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, struct 
 	}
 	vs_pin(q->w, &q->map->pins);
 	q->requests = requests;
+	q->tags = (uint16_t *)(requests + q->params.size);
+	q->tag_shift = 64 - vs_queue_tag_bits(q->params.size);
 	q->ring.order = order;
 	for (uint32_t i = 0; i < q->params.size; i++)
 		requests[i].resp = requests[i].resp_inline;

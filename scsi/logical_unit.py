@@ -393,6 +393,21 @@ class LogicalUnit:
         self.marked.ended(task)
         self._tasks.finished(task)
 
+    def overlapped(self, task: Task, done: Done) -> None:
+        """SAM-5 5.11: the task has the tag of another one of its nexus. All that the nexus has here end, then it."""
+        task.itl.in_use = True
+        entry = self._tasks.come_back(task, done)
+        entry.passes_aca = True
+        self._tasks.wait(entry)
+        self.spawn(self._end_overlapped(entry))
+
+    async def _end_overlapped(self, entry: Entry) -> None:
+        task, itl = entry.task, entry.task.itl
+        cancel = None if itl.cancel is None else partial(itl.cancel, False)
+        async with self._ended(itl, lambda each: each is not task and each.itl is itl, cancel):
+            if self._conclude(entry, self._check_condition(Sense(sense.OVERLAPPED_COMMANDS_ATTEMPTED))):
+                self._tasks.end(entry)
+
     def start(self, entry: Entry) -> None:
         """The task set's call: the task's turn has come."""
         task = entry.task

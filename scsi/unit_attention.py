@@ -46,7 +46,7 @@ class UnitAttentions:
 
     def establish(self, code: SenseCode) -> None:
         """Adds the condition unless it, or a reset that implies it, is pending."""
-        if code in self._pending:
+        if code in self._pending and code not in _ENDS_ALL:
             return
         rank = _rank(code)
         if rank < _OTHER:

@@ -135,6 +135,8 @@ static void make(struct initiator *i, struct command *c)
 	case UNKNOWN: c->cdb[0] = 0xc9; break;
 	default: break; /* TEST UNIT READY is all zeroes */
 	}
+	if (c->kind == CAW && one_in(3))
+		c->cdb[15] = 4; /* NACA: should it fail, the others are stopped before */
 }
 
 /* ---- what comes back ----------------------------------------------------------------------------------------------------------------------- */

@@ -45,7 +45,7 @@ static void must_be_allowed(const struct vs_task *t)
 {
 	uint32_t n = t ? nexus_of(initiator_of(t->tag)) : 0;
 
-	CHECK(!atomic_load(&model.fenced_lu));
+	CHECK(!atomic_load(&model.fenced_lu) && !atomic_load(&model.faulted));
 	if (t)
 		CHECK(!atomic_load(&model.fenced_nexus[n]));
 }

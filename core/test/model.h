@@ -24,6 +24,7 @@ struct model {
 	_Atomic uint32_t fenced_lu, fenced_nexus[NEXUSES]; /* a fence has returned, the gate has not been opened since */
 	_Atomic int64_t in_flight, in_flight_nexus[NEXUSES];
 	_Atomic int64_t in_set;                            /* of the above, commands that ORDERED must not meet */
+	_Atomic uint32_t faulted;                          /* a CHECK CONDITION is to be told, and everything else has been stopped */
 	_Atomic uint32_t ordered;                          /* an ORDERED one is under way in the store */
 	_Atomic uint64_t barred[INITIATORS];               /* tags up to here were aborted, and that was said */
 	_Atomic uint64_t last_sequence[INITIATORS];

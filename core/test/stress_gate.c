@@ -28,7 +28,9 @@ struct scope {
 	uint64_t soft; /* bits that were closed without a fence */
 };
 
-struct held { struct vs_task *task; uint64_t tag; uint32_t nexus, who; uint8_t attribute, opcode; uint64_t in_length; };
+enum fault { NO_FAULT, FAULT_FENCING, FAULT_FENCED };
+
+struct held { struct vs_task *task; uint64_t tag; uint32_t nexus, who; uint8_t attribute, opcode; bool fault; uint64_t in_length; };
 
 struct stress {
 	vs_core *core;
@@ -48,6 +50,8 @@ struct stress {
 	int nheld;
 	struct scope scopes[SCOPES];
 	bool ordered_waits, ordered_runs;
+	enum fault fault; /* of the oldest that is held */
+	uint64_t fault_epoch, fault_until_ns, faults;
 	uint64_t ordered_epoch;
 	int tmf_pending;
 	uint32_t tmf_nexus;
@@ -75,7 +79,7 @@ static void hold(struct stress *s, const struct vs_task_info *t)
 
 	CHECK(s->nheld < HELD_MAX && who < INITIATORS);
 	s->held[s->nheld++] = (struct held){ .task = t->task, .tag = t->tag, .who = who, .nexus = nexus_of(who), .attribute = t->attribute,
-					     .opcode = t->cdb[0], .in_length = t->in_length };
+					     .opcode = t->cdb[0], .fault = t->fault, .in_length = t->in_length };
 	CHECK_EQ(t->nexus_cookie, nexus_of(who) + 1);
 	s->held_total++;
 }
@@ -146,6 +150,12 @@ static int drain(struct stress *s)
 
 /* ---- what goes back ------------------------------------------------------------------------------------------------------------------------ */
 
+static void fault_over(struct stress *s)
+{
+	atomic_store(&model.faulted, 0);
+	s->fault = NO_FAULT;
+}
+
 static bool is_media(uint8_t opcode) { return opcode != 0x12 && opcode != 0xc9; }
 
 static void complete(const struct held *h, struct vs_result *r)
@@ -179,6 +189,31 @@ static bool ordered_turn(struct stress *s)
 	return true;
 }
 
+/* A command that has failed ends when nothing else is under way any more, and for a while nothing may be (SAM-5 5.9). True: it goes now. */
+static bool fault_turn(struct stress *s)
+{
+	switch (s->fault) {
+	case NO_FAULT:
+		s->fault = FAULT_FENCING;
+		s->fault_epoch = vs_epoch_bump(s->core);
+		return false;
+	case FAULT_FENCING:
+		if (vs_epoch_reached(s->core) < s->fault_epoch || vs_pins_busy(vs_lu_pins(s->lu)))
+			return false;
+		CHECK_EQ(atomic_load(&model.in_flight), 0);
+		atomic_store(&model.faulted, 1);
+		s->fault = FAULT_FENCED;
+		s->fault_until_ns = vs_now_ns() + random_below(500000);
+		return false;
+	default:
+		if (vs_now_ns() < s->fault_until_ns)
+			return false;
+		fault_over(s);
+		s->faults++;
+		return true;
+	}
+}
+
 static bool scope_shut(const struct scope *c) { return c->fence == CLOSING || c->fence == FENCED; }
 
 /* Hands back what may go, in order of arrival. */
@@ -186,7 +221,7 @@ static int hand_back(struct stress *s)
 {
 	struct vs_result results[BATCH];
 	bool blocked[NEXUSES] = { false }, set_blocked = s->ordered_runs;
-	int n = 0, kept = 0, i;
+	int n = 0, kept = 0, faults = 0, i;
 
 	for (i = 0; i < s->nheld; i++) {
 		struct held *h = &s->held[i];
@@ -198,6 +233,22 @@ static int hand_back(struct stress *s)
 		blocked[h->nexus] |= scope_shut(&s->scopes[h->nexus]) || scope_shut(&s->scopes[SCOPE_LU]) || (s->tmf_pending && s->tmf_nexus == h->nexus);
 		memset(r, 0, sizeof(*r));
 		r->task = h->task;
+		if (h->fault) {
+			bool told = !faults++ && !n && !blocked[h->nexus] && fault_turn(s);
+
+			set_blocked = true;
+			if (!told) {
+				s->held[kept++] = *h;
+				continue;
+			}
+			r->verdict = VS_VERDICT_TELL;
+			n++;
+			continue;
+		}
+		if (s->fault == FAULT_FENCED) {
+			s->held[kept++] = *h;
+			continue;
+		}
 		if (blocked[h->nexus] || (set_blocked && !head)) {
 			s->held[kept++] = *h;
 			continue;
@@ -222,6 +273,8 @@ static int hand_back(struct stress *s)
 	for (; i < s->nheld; i++)
 		s->held[kept++] = s->held[i];
 	s->nheld = kept;
+	if (n && s->fault == FAULT_FENCING)
+		s->fault = NO_FAULT; /* as below */
 	if (n && !s->ordered_runs)
 		s->ordered_waits = false; /* these may be among those that it waits for: its epoch comes after them */
 	if (n)
@@ -237,7 +290,7 @@ static vs_pins *scope_pins(struct stress *s, int k) { return k == SCOPE_LU ? vs_
 /* Everything that waits for this gate has been handed back. What waits for another one may stay. */
 static bool may_open(const struct stress *s, int k)
 {
-	if (s->ordered_waits || s->ordered_runs)
+	if (s->ordered_waits || s->ordered_runs || s->fault != NO_FAULT)
 		return false;
 	for (int i = 0; i < s->nheld; i++) {
 		const struct held *h = &s->held[i];
@@ -289,7 +342,7 @@ static void fence_step(struct stress *s, int k, uint64_t now)
 static void soft_step(struct stress *s, int k)
 {
 	struct scope *c = &s->scopes[k];
-	uint64_t bits = c->soft | (k == SCOPE_LU ? VS_GATE_ORDERED : 0);
+	uint64_t bits = c->soft | (k == SCOPE_LU ? VS_GATE_ORDERED | VS_GATE_ACA : 0);
 
 	if (!(vs_gate_read(k == SCOPE_LU ? s->lu : NULL, scope_nexus(s, k)) & bits) || c->fence != OPEN || !may_open(s, k))
 		return;
@@ -366,6 +419,8 @@ static void tmf_finish(struct stress *s)
 		}
 		if (s->held[i].attribute == VS_ATTR_ORDERED)
 			s->ordered_waits = false;
+		if (s->held[i].fault)
+			fault_over(s); /* should another one be the oldest, it begins anew */
 		s->aborted_held++;
 		vs_core_post(s->core, &r, 1, NULL, 0);
 	}
@@ -540,7 +595,8 @@ static void open_transports(struct stress *s)
 static void open_all(struct stress *s, uint32_t nworkers, uint32_t engine, uint64_t seed)
 {
 	struct vs_config config = { .nworkers = nworkers, .engine = engine, .poll_mode = VS_POLL_ADAPTIVE, .spin_us = 20, .io_threads = 1 };
-	struct vs_lu_params lu = { .num_blocks = BLOCKS, .block_size = BLOCK, .write_cache = 1, .unmap = 1, .cookie = 1 };
+	struct vs_lu_params lu = { .num_blocks = BLOCKS, .block_size = BLOCK, .write_cache = 1, .unmap = 1, .cookie = 1,
+				   .queue_error = seed % 2 };
 
 	memset(s, 0, sizeof(*s));
 	memset(&model, 0, sizeof(model));
@@ -655,12 +711,13 @@ static void report(const struct stress *s, const char *engine)
 		lost += n->lost;
 	}
 	printf("%u workers, %s: %llu commands, %llu aborted (%llu cut, %llu withdrawn), %llu in Python, %llu task set full, %llu+%llu compares, %llu fences, "
-	       "%llu opens, %llu again, %llu TMFs, %llu ordered, %llu stops, %llu maps\n", s->nworkers, engine, (unsigned long long)ended,
+	       "%llu opens, %llu again, %llu TMFs, %llu ordered, %llu faults, %llu stops, %llu maps\n", s->nworkers, engine, (unsigned long long)ended,
 	       (unsigned long long)aborted, (unsigned long long)model.cuts, (unsigned long long)s->chip.withdrawn, (unsigned long long)s->held_total,
 	       (unsigned long long)full, (unsigned long long)won, (unsigned long long)lost, (unsigned long long)s->fences, (unsigned long long)s->opens,
-	       (unsigned long long)s->again, (unsigned long long)s->tmfs, (unsigned long long)s->ordered, (unsigned long long)s->stops,
+	       (unsigned long long)s->again, (unsigned long long)s->tmfs, (unsigned long long)s->ordered, (unsigned long long)s->faults, (unsigned long long)s->stops,
 	       (unsigned long long)s->maps);
 	/* A round in which nothing of a kind happened has checked nothing of it. */
+	CHECK(!lost || s->faults || s->tmfs);
 	CHECK(ended > 100 && s->held_total && s->fences && s->opens && won);
 }
 

@@ -438,6 +438,18 @@ static void tags_and_ahs(uint32_t engine)
 	bhs_command(h, 0xc1, itt, 512, r.cmd_sn++, cdb, 10);
 	ini_send(i, h, NULL, 0, NULL, 0);
 	put32(cdb + 2, get32(p.bhs + 20)); /* p.data goes, the header too */
+	/* SAM-5 5.11: an overlapped command, which Python ends with those that it finds here; here it leaves the first alone. */
+	r.hold_tasks = true;
+	while (!r.ntasks)
+		irig_pump(&r, -1, 10);
+	CHECK(r.tasks[0].overlapped);
+	CHECK_EQ(r.tasks[0].tag, itt);
+	r.hold_tasks = false;
+	sense(ini_finish(i, itt, NULL, NULL, 0), VS_SK_ILLEGAL_REQUEST, 0x2400); /* the rig has it executed, without its data */
+	/* Of another unit it is none, and would be two tasks of one name. */
+	bhs_command(h, 0xc1, itt, 512, r.cmd_sn++, cdb, 10);
+	h[9] = 1;
+	ini_send(i, h, NULL, 0, NULL, 0);
 	expect_reject(i, 0x09, h);
 	bhs_data_out(h, 0x80, itt, get32(cdb + 2), 0, 0);
 	ini_send(i, h, NULL, 0, out, 512);

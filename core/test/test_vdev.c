@@ -28,7 +28,7 @@ static void open_machine(uint32_t features)
 
 static struct request reading(uint32_t lba, uint16_t blocks)
 {
-	struct request r = { .in_length = blocks * BLOCK, .tag = 0x1122334455667788ull };
+	struct request r = { .in_length = blocks * BLOCK };
 
 	cdb_read10(r.cdb, lba, blocks);
 	return r;
@@ -298,6 +298,54 @@ static void an_attribute_that_does_not_exist(void)
 	machine_close(&m);
 }
 
+/* SAM-5 5.11: of one nexus, while the first has not ended; whatever else hangs in the same chain of tags. */
+static void a_tag_that_is_in_use(void)
+{
+	struct vs_lun_entry e[2];
+	struct vs_task_info info;
+	struct request r = reading(0, 1);
+	struct response a;
+	vs_nexus *other;
+	vs_task *t;
+
+	open_machine(all_features);
+	CHECK_EQ(vs_nexus_create(m.unit->core, m.unit->lu, 77, &other), 0);
+	e[0] = (struct vs_lun_entry){ .nexus = m.unit->nexus, .target = 0, .lun = 0 };
+	e[1] = (struct vs_lun_entry){ .nexus = other, .target = 0, .lun = 1 };
+	machine_luns(&m, e, 2);
+	medium_hold(m.unit->medium, true);
+	for (r.tag = 1; r.tag <= 12; r.tag++)
+		machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(medium_held(m.unit->medium), 12);
+	r.tag = 7;
+	r.lun_given = true;
+	memcpy(r.lun, (const uint8_t[8]){ 1, 0, 0, 1 }, 8); /* another nexus: another task */
+	machine_send(&m, Q, &r);
+	unit_settle(m.unit);
+	CHECK_EQ(medium_held(m.unit->medium), 13);
+	r.lun[3] = 0;
+	machine_send(&m, Q, &r);
+	t = unit_wait(m.unit, VS_UP_TASK, 0, &info).task;
+	CHECK(info.overlapped && info.tag == 7 && info.nexus_cookie == 2);
+	CHECK_EQ(medium_held(m.unit->medium), 13);
+	unit_post(m.unit, t, VS_VERDICT_COMPLETE, VS_STATUS_BUSY);
+	machine_receive(&m, Q, &a);
+	CHECK_EQ(a.status, VS_STATUS_BUSY);
+	medium_hold(m.unit->medium, false);
+	medium_release(m.unit->medium);
+	for (int i = 0; i < 13; i++) {
+		machine_receive(&m, Q, &a);
+		CHECK(a.response == VS_RESP_OK && a.status == VS_STATUS_GOOD);
+	}
+	machine_do(&m, Q, &r, &a); /* it is free again */
+	CHECK_EQ(a.status, VS_STATUS_GOOD);
+	machine_luns(&m, e, 1);
+	unit_settle(m.unit);
+	vs_nexus_destroy(other);
+	machine_close(&m);
+}
+
 /* ---- Python's part -------------------------------------------------------------------------------------------------------------------------- */
 
 static void what_python_sees_and_answers(void)
@@ -378,6 +426,7 @@ static void tasks_can_be_looked_at(void)
 	int head;
 
 	open_machine(all_features);
+	r.tag = 0x1122334455667788ull;
 	medium_hold(m.unit->medium, true);
 	head = machine_send(&m, Q, &r);
 	unit_settle(m.unit);
@@ -759,17 +808,19 @@ static void a_quota_of_segments(void)
 	uint8_t *h;
 
 	machine_open(&m, &(struct machine_options){ .unit.lu.write_cache = 1, .features = all_features, .indirect_entries = 1024 });
-	h = vs_guest_ptr(&m.guest, q->slots);
-	memset(h, 0, REQUEST_BYTES);
-	h[0] = 1;
-	cdb_read10(h + 19, 3, 1);
+	h = vs_guest_ptr(&m.guest, q->slots + SLOT_BYTES);
+	memset(h, 0, CHAINS * 64);
 	medium_hold(m.unit->medium, true);
-	b[0] = (struct vs_driver_buffer){ q->slots, REQUEST_BYTES };
 	b[1] = (struct vs_driver_buffer){ q->slots + 1024, RESPONSE_BYTES };
 	for (uint32_t i = 0; i < PIECES; i++)
 		b[2 + i] = (struct vs_driver_buffer){ q->slots + SLOT_DATA + 2 * i, 1 };
-	for (int i = 0; i < CHAINS; i++)
+	for (int i = 0; i < CHAINS; i++) {
+		h[i * 64] = 1;
+		h[i * 64 + 8] = (uint8_t)i; /* the tag */
+		cdb_read10(h + i * 64 + 19, 3, 1);
+		b[0] = (struct vs_driver_buffer){ q->slots + SLOT_BYTES + (uint64_t)i * 64, REQUEST_BYTES };
 		CHECK(vs_driver_add(&q->driver, b, 1, 1 + PIECES, true) >= 0);
+	}
 	machine_kick(&m, Q);
 	unit_settle(m.unit);
 	CHECK(medium_held(m.unit->medium) > 32 && medium_held(m.unit->medium) < CHAINS);
@@ -1157,6 +1208,7 @@ static void with_rings(uint32_t kind)
 	many_at_once(layout | VS_RING_INDIRECT, true, false);
 	addresses();
 	an_attribute_that_does_not_exist();
+	a_tag_that_is_in_use();
 	what_python_sees_and_answers();
 	tasks_can_be_looked_at();
 	an_abort_takes_what_the_ring_holds();

@@ -416,6 +416,7 @@ int machine_send(struct machine *m, uint32_t index, const struct request *r)
 	struct vs_driver_buffer buffers[256];
 	uint8_t slot = take_slot(q), *header;
 	uint64_t at = q->slots + (uint64_t)slot * SLOT_BYTES;
+	uint64_t tag = r->tag ? r->tag : UINT64_C(1) << 62 | ++m->tags;
 	uint32_t nout = 1, nin, n;
 	int head;
 
@@ -425,7 +426,7 @@ int machine_send(struct machine *m, uint32_t index, const struct request *r)
 	memcpy(header, r->lun, 8);
 	if (!r->lun_given)
 		header[0] = 1;
-	memcpy(header + 8, &r->tag, 8);
+	memcpy(header + 8, &tag, 8);
 	header[16] = r->attribute;
 	memcpy(header + 19, r->cdb, CDB_SIZE);
 	memset(header + SLOT_RESPONSE, 0xee, SLOT_DATA - SLOT_RESPONSE);

@@ -93,6 +93,7 @@ struct machine {
 	vs_memmap *map;
 	vs_vdev *vdev;
 	struct machine_queue queues[MACHINE_QUEUES];
+	uint64_t tags;            /* given to requests that have none */
 };
 void machine_open(struct machine *m, const struct machine_options *o);
 void machine_close(struct machine *m); /* stops what runs */
@@ -104,7 +105,7 @@ void machine_luns(struct machine *m, const struct vs_lun_entry *entries, uint32_
 struct request {
 	uint8_t lun[8];
 	bool lun_given;
-	uint64_t tag;
+	uint64_t tag;             /* 0: one of its own */
 	uint8_t attribute;
 	uint8_t cdb[CDB_SIZE];
 	const uint8_t *out;

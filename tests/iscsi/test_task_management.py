@@ -29,6 +29,7 @@ ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, LUN_RESET, WARM_RESET, COLD_RESET, R
 COMPLETE, NO_TASK, NO_LUN, NO_REASSIGN, REJECTED = 0, 1, 2, 4, 255
 MORE = [("MaxConnections", "4")]
 ORDERED = 2
+R2T = 0x31
 WAITING = 16  # PDUs of a connection that may wait for Python
 SLOW, LATER = 0x51, 0x52  # task tags
 
@@ -371,3 +372,24 @@ def test_no_more_is_read_while_pdus_wait_for_python(
     finally:
         go_on.set()
     assert [host.client.receive().itt for _ in range(40)] == list(range(40))
+
+
+# ---- overlapped commands (SAM-5 5.11) ------------------------------------------------------------------------------
+
+
+def test_a_task_tag_that_is_in_use_ends_all_that_the_nexus_has(host: ScsiHost) -> None:
+    """One command is in the store, one waits for its data: neither is answered, and the one that came too soon is."""
+    number = host.client.cmd_sn
+    host.client.send(
+        command_pdu(write10(1, 1), SLOW, number, A) + command_pdu(write10(2, 1), LATER, number + 1, out_len=BLOCK)
+    )
+    r2t = host.client.receive()
+    assert (r2t.opcode, r2t.itt) == (R2T, LATER)
+    host.client.send(command_pdu(TEST_UNIT_READY, SLOW, number + 2))
+    answer = host.client.receive()
+    assert (answer.opcode, answer.itt, answer.bhs[3]) == (SCSI_RESPONSE, SLOW, 2)
+    assert sense_data.parse(answer.data[2:]).code is sense.OVERLAPPED_COMMANDS_ATTEMPTED
+    host.client.cmd_sn = number + 3
+    pinged(host.client)
+    host.ok(TEST_UNIT_READY)
+    assert host.ok(read10(2, 1), in_len=BLOCK) == bytes(BLOCK)

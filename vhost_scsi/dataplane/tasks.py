@@ -41,6 +41,8 @@ class PyTask:
     fault: bool = False
     """C has ended it, with `status`, and waits for a verdict before anybody is told"""
     status: int = 0
+    overlapped: bool = False
+    """its tag is in use"""
     notify: int = 0
     """the cookie with which it was executed"""
 
@@ -67,6 +69,7 @@ def task_from(info: Any) -> PyTask:
         once=info.once,
         fault=bool(info.fault),
         status=info.status,
+        overlapped=bool(info.overlapped),
         notify=info.notify,
     )
 

@@ -124,6 +124,8 @@ class Target:
 
         if task.fault:
             lu.came_back(scsi_task, done, Status(task.status))
+        elif task.overlapped:
+            lu.overlapped(scsi_task, done)
         else:
             lu.submit(scsi_task, done)
 
