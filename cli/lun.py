@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vhost-scsi lun list|resize|access|eject|insert`: the logical units of a running daemon: places, size, target port
-groups, and what is in their drives."""
+"""`vhost-scsi lun list|add|remove|replace|resize|access|eject|insert`: the logical units of a running daemon: places,
+size, target port groups, and what is in their drives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 from vhost_scsi.cli.daemon_options import connect, which_daemon
 from vhost_scsi.cli.output import print_json, print_table, say, size
 from vhost_scsi.cli.target_words import absolute
+from vhost_scsi.daemon import grammar
+from vhost_scsi.daemon.hot_plug import MAX_PATIENCE
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.stores import parse_store, values
 
@@ -33,6 +35,87 @@ def list_(name: str, control: str | None, as_json: bool) -> None:
         ["unit", "at", ">size", ">block", "mode", "medium", "store", ">reads", ">writes", ">failed", "uuid"],
         [_row(unit) for unit in answer["logical_units"]],
     )
+
+
+_patience = click.option(
+    "--patience",
+    type=float,
+    default=None,
+    metavar="SECONDS",
+    help="How long its users have to let go of it (5); 0 takes it away at once.",
+)
+
+
+@command.command("add")
+@click.argument("what", metavar="PLACE=URL[,option=value...]")
+@click.option("--unit-name", default=None, help="What the logical unit is called; else it is made up of the place.")
+@which_daemon
+def add(what: str, unit_name: str | None, name: str, control: str | None, as_json: bool) -> None:
+    """Add a logical unit to a running daemon, such as 0:1=disk.img or iqn.2026-11.example:disks:1=disk.img.
+
+    PLACE is PORT:TARGET:LUN or TARGET:LUN on a port, IQN:LUN or LUN in an iSCSI target. Guests and initiators that are
+    there are told.
+    """
+    place, equals, text = what.partition("=")
+    if not equals or not place or not text:
+        raise ConfigError(f"lun add {what}: not PLACE=URL, such as 0:1=disk.img")
+    asked = {"name": unit_name} if unit_name else {}
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.add", place=place, unit=_unit(f"lun add {what}", text), **asked)
+    if as_json:
+        print_json(answer)
+        return
+    say(f"{answer['name']}: {answer['size_bytes']} bytes at {place}")
+
+
+@command.command("remove")
+@click.argument("what", metavar="NAME|PLACE")
+@_patience
+@which_daemon
+def remove(what: str, patience: float | None, name: str, control: str | None, as_json: bool) -> None:
+    """Take a logical unit away, everywhere or from one place of several.
+
+    Guests and initiators are told, and may end what they have begun; what is in flight when their time is over is ended
+    with an error. A unit that stands nowhere any more is closed, and its image free for others.
+    """
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.remove", what=what, **_milliseconds(patience))
+    if as_json:
+        print_json(answer)
+        return
+    say(f"{answer['removed'][0]}: removed" if answer["removed"] else f"{what}: nothing there any more")
+
+
+@command.command("replace")
+@click.argument("lu", metavar="NAME")
+@click.argument("text", metavar="URL[,option=value...]")
+@_patience
+@which_daemon
+def replace(lu: str, text: str, patience: float | None, name: str, control: str | None, as_json: bool) -> None:
+    """Put another logical unit in all the places of one.
+
+    The new one is opened first. Guests and initiators see the old one go and the new one come.
+    """
+    with connect(name, control) as daemon:
+        answer = daemon.call("lun.replace", lu=lu, unit=_unit(f"lun replace {lu}", text), **_milliseconds(patience))
+    if as_json:
+        print_json(answer)
+        return
+    say(f"{answer['name']}: {answer['size_bytes']} bytes, uuid {answer['uuid']}")
+
+
+def _unit(said: str, text: str) -> dict[str, Any]:
+    """The table of a unit. The daemon opens its file, from a directory of its own."""
+    table = grammar.logical_unit(said, text)
+    return {**table, "url": str(absolute(parse_store(table["url"])[0]))} if "url" in table else table
+
+
+def _milliseconds(patience: float | None) -> dict[str, int]:
+    if patience is None:
+        return {}
+    if not 0 <= patience <= MAX_PATIENCE:
+        raise ConfigError(f"--patience {patience:g}: it goes from 0 to {MAX_PATIENCE:g} seconds")
+    return {"patience_ms": int(patience * 1000)}
 
 
 @command.command("resize")

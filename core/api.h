@@ -445,8 +445,13 @@ void vs_queue_tell_busy(vs_vdev *vdev, uint32_t index);
 struct vs_ctrl_info { uint64_t port_cookie; uint32_t queue; uint32_t in_length; uint32_t out_length; uint32_t reserved; const uint8_t *out; };
 void vs_ctrl_info(const vs_ctrl *ctrl, struct vs_ctrl_info *out);
 void vs_ctrl_reply(vs_core *core, vs_ctrl *ctrl, const uint8_t *data, uint32_t length);
-/* Puts one event (16 bytes) into the next buffer of the event queue: VS_UP_DONE, err -ENOBUFS when the driver has posted none. */
+/*
+ * Puts one event (16 bytes) into the next buffer of the event queue: VS_UP_DONE, err -ENOBUFS when the driver has posted none. That some
+ * were dropped is said by the next event, or by one of no other meaning as soon as there is a buffer (virtio 1.3, 5.6.6.3).
+ */
 int vs_vdev_event(vs_vdev *vdev, const uint8_t *event, uint64_t cookie);
+int vs_vdev_event_room(vs_vdev *vdev, uint64_t cookie);     /* VS_UP_DONE(aux = buffers that wait for events; err -ENOBUFS: it is not running) */
+int vs_vdev_events_forget(vs_vdev *vdev, uint64_t cookie);  /* whoever comes next has missed nothing */
 
 const char *vs_ring_rule_name(int rule);
 

@@ -49,7 +49,7 @@ int vs_vdev_set_luns(vs_vdev *d, const struct vs_lun_entry *entries, uint32_t n,
 
 /* ---- messages to a queue's worker ------------------------------------------------------------------------------------------------------------ */
 
-enum order { START, STOP, ENABLE, CALL, ERR, KICK, MAP, EVENT };
+enum order { START, STOP, ENABLE, CALL, ERR, KICK, MAP, EVENT, ROOM, FORGET };
 struct queue_msg {
 	struct vs_msg msg;
 	struct vs_queue *q;
@@ -66,7 +66,7 @@ static void queue_msg_run(struct vs_worker *w, struct vs_msg *m)
 {
 	struct queue_msg *o = vs_container_of(m, struct queue_msg, msg);
 	struct vs_queue *q = o->q;
-	int err = 0;
+	int err = 0, n = 0;
 
 	switch (o->order) {
 	case START:
@@ -93,9 +93,16 @@ static void queue_msg_run(struct vs_worker *w, struct vs_msg *m)
 	case EVENT:
 		err = vs_queue_run_event(q, o->event);
 		break;
+	case ROOM:
+		n = vs_queue_run_event_room(q);
+		err = vs_min(n, 0);
+		break;
+	case FORGET:
+		q->missed = false;
+		break;
 	}
 	if (o->order != START && o->order != STOP)
-		vs_upcall_after_flush(w, VS_UP_DONE, o->cookie, 0, err);
+		vs_upcall_after_flush(w, VS_UP_DONE, o->cookie, (uint32_t)vs_max(n, 0), err);
 	free(o);
 }
 
@@ -202,6 +209,9 @@ int vs_vdev_event(vs_vdev *d, const uint8_t *event, uint64_t cookie)
 	vs_worker_send(o->q->w, &o->msg);
 	return 0;
 }
+
+int vs_vdev_event_room(vs_vdev *d, uint64_t cookie) { return order_fd(d, VS_QUEUE_EVENT, ROOM, -1, cookie); }
+int vs_vdev_events_forget(vs_vdev *d, uint64_t cookie) { return order_fd(d, VS_QUEUE_EVENT, FORGET, -1, cookie); }
 
 int vs_queue_info(const vs_vdev *d, uint32_t index, struct vs_queue_info *out)
 {

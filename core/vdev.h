@@ -53,6 +53,7 @@ struct vs_queue {
 	bool started, enabled, stopping, broken, ring_gone, notify, kick_known, waiting;
 	bool await_kick;             /* the front end may still say where it begins: nothing of the ring is read or written */
 	bool begun;
+	bool missed;                 /* event queue: events were dropped, and nobody has been told */
 	int32_t error;
 	uint64_t stop_cookie;
 	uint64_t fresh_ns;           /* the turn in which `fresh` requests were both taken and answered: their time is known in the next one */
@@ -92,5 +93,6 @@ void vs_queue_run_err(struct vs_queue *q, int fd);
 void vs_queue_run_kick(struct vs_queue *q, int fd);
 int vs_queue_run_map(struct vs_queue *q, struct vs_memmap *map);
 int vs_queue_run_event(struct vs_queue *q, const uint8_t *event);
+int vs_queue_run_event_room(struct vs_queue *q);
 
 #endif

@@ -18,6 +18,7 @@ enum {
 	SENSE_USUAL = 96,
 	RESPONSE_FIXED = 12,   /* sense_len, residual, status_qualifier, status, response; then the sense data */
 	SEGMENT_QUOTA = 4 << 20, /* bytes of iovecs that one queue's long chains may hold; beyond it the next chain waits */
+	EVENTS_MISSED_BYTE = 3, EVENTS_MISSED_BIT = 0x80, /* 5.6.6.3: bit 31 of the event */
 	POLL_TIMER_NS = 50000, /* a ring without kick descriptor is looked at this often while its worker sleeps */
 };
 
@@ -729,6 +730,72 @@ static void poll_timer_fired(struct vs_worker *w, struct vs_timer *t)
 	(void)t;
 }
 
+/* ---- events ------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static bool takes_events(const struct vs_queue *q)
+{
+	return q->started && !q->broken && !q->stopping && q->enabled && !q->await_kick;
+}
+
+/* One buffer of the driver's is used for it. -ENOBUFS: there is none, or none may be taken; else negative: the ring broke. */
+static int event_put(struct vs_queue *q, const uint8_t *event)
+{
+	uint8_t bytes[VS_EVENT_BYTES];
+	struct vs_chain chain;
+	struct vs_request *r;
+	int n;
+
+	if (!takes_events(q))
+		return -ENOBUFS;
+	n = chains_available(q);
+	if (n < 0) {
+		queue_break(q, blame(q, n));
+		return -EIO;
+	}
+	if (!n)
+		return -ENOBUFS;
+	q->begun = true;
+	r = request_pop(q, &chain);
+	if (!r)
+		return -EIO;
+	memcpy(bytes, event, sizeof(bytes));
+	if (q->missed)
+		bytes[EVENTS_MISSED_BYTE] |= EVENTS_MISSED_BIT;
+	q->missed = false;
+	request_used(q, r, (uint32_t)vs_iov_from_buffer(r->iov + chain.nout, (int)chain.nin, 0, bytes, sizeof(bytes)));
+	return 0;
+}
+
+/* 5.6.6.3: a driver that lost events is told as soon as it makes a buffer available, by an event of no other meaning. */
+static void tell_of_missed(struct vs_queue *q)
+{
+	static const uint8_t no_event[VS_EVENT_BYTES];
+
+	if (vs_likely(!q->missed))
+		return;
+	if (event_put(q, no_event) != -ENOBUFS || !takes_events(q))
+		return;
+	/* Nobody looks at this ring by himself: its next buffer has to come with a kick, unless it has come meanwhile. */
+	if (vs_vring_kicks_on(&q->ring))
+		event_put(q, no_event);
+}
+
+int vs_queue_run_event(struct vs_queue *q, const uint8_t *event)
+{
+	int err = event_put(q, event);
+
+	if (err) {
+		q->missed = true;
+		tell_of_missed(q);
+	}
+	return err;
+}
+
+int vs_queue_run_event_room(struct vs_queue *q)
+{
+	return takes_events(q) ? vs_max(chains_available(q), 0) : -ENOBUFS;
+}
+
 /* ---- descriptors ------------------------------------------------------------------------------------------------------------------------------------ */
 
 static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events)
@@ -754,6 +821,7 @@ static void kick_ready(struct vs_worker *w, struct vs_source *s, uint32_t events
 	}
 	vs_count(&q->view.kicks, 1);
 	vs_count(&w->stats.kicks, 1);
+	tell_of_missed(q);
 }
 
 static void replace_fd(int *slot, int fd)
@@ -919,6 +987,7 @@ void vs_queue_run_start(struct vs_queue *q, struct vs_request *requests, struct 
 		vs_poller_dirty(q->w, &q->poller);
 	}
 	publish_view(q);
+	tell_of_missed(q);
 	vs_upcall_after_flush(q->w, VS_UP_DONE, cookie, kept > 0 ? (uint64_t)kept : kept ? UINT64_C(1) << 32 : 0, 0);
 }
 
@@ -963,6 +1032,7 @@ void vs_queue_run_enable(struct vs_queue *q, bool enabled)
 	if (q->started && !q->stopping) {
 		q->enabled = enabled;
 		publish_view(q);
+		tell_of_missed(q);
 	}
 }
 
@@ -983,27 +1053,4 @@ int vs_queue_run_map(struct vs_queue *q, struct vs_memmap *map)
 		queue_break(q, err);
 	}
 	return err;
-}
-
-int vs_queue_run_event(struct vs_queue *q, const uint8_t *event)
-{
-	struct vs_chain chain;
-	struct vs_request *r;
-	int n;
-
-	if (!q->started || q->broken || q->stopping || !q->enabled || q->await_kick)
-		return -ENOBUFS;
-	n = chains_available(q);
-	if (n < 0) {
-		queue_break(q, n);
-		return -EIO;
-	}
-	if (!n)
-		return -ENOBUFS;
-	q->begun = true;
-	r = request_pop(q, &chain);
-	if (!r)
-		return -EIO;
-	request_used(q, r, (uint32_t)vs_iov_from_buffer(r->iov + chain.nout, (int)chain.nin, 0, event, VS_EVENT_BYTES));
-	return 0;
 }

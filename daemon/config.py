@@ -134,6 +134,7 @@ class PortConfig(_Model):
         default=None, description="the name of the machine's adapter in reservations: naa. and 16 digits"
     )
     workers: list[Annotated[int, Field(ge=0, lt=MAX_WORKERS)]] | None = None
+    spare: bool = Field(default=False, description="that it has no logical unit is no mistake")
 
 
 class DaemonConfig(_Model):
@@ -402,9 +403,9 @@ def _bad_map(config: DaemonConfig) -> Iterable[Contradiction]:
         if key in seen:
             yield path, f"{said} is given twice ({seen[key]} and {name})"
         seen[key] = name
-    for port in config.port:
-        if not any(key[0] == "port" and key[1] == port for key in seen):
-            yield ("port", port), f"port {port} has no logical unit"
+    for port, table in config.port.items():
+        if not table.spare and not any(key[0] == "port" and key[1] == port for key in seen):
+            yield ("port", port), f"port {port} has no logical unit (spare = true if it shall have none, yet)"
 
 
 def _where(config: DaemonConfig, text: str, unit: str) -> tuple[tuple[str, ...], str]:

@@ -20,6 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from vhost_scsi.daemon import durable
 from vhost_scsi.daemon.config import ISCSI_PLACE, DaemonConfig
+from vhost_scsi.daemon.takeover import same_unit
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
 
@@ -117,10 +118,13 @@ def _edit(document: MutableMapping[str, Any], loaded: DaemonConfig, running: Dae
             units[name]["spare"] = running.lu[name].spare
         if name in units and name in old.get("lu", {}) and not running.lu[name].same_medium(loaded.lu[name]):
             _edit_medium(units[name], running.lu[name].url)
+        elif name in units and name in old.get("lu", {}) and not same_unit(running.lu[name], loaded.lu[name]):
+            units[name] = _item(table, top=True)  # replaced at run time
     for name in [name for name in units if name in old.get("lu", {}) and name not in fresh.get("lu", {})]:
         del units[name]
     _edit_targets(document, _targets(old), _targets(fresh))
     _edit_map(document, loaded, running)
+    _edit_ports(document, loaded, running)
 
 
 def _targets(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,11 +146,16 @@ def _edit_targets(document: MutableMapping[str, Any], old: Mapping[str, Any], fr
 
 def _edit_map(document: MutableMapping[str, Any], loaded: DaemonConfig, running: DaemonConfig) -> None:
     """Takes out the places of removed targets; with one more target, a LUN alone does not say whose it is."""
-    places = document.get("map", {})
+    places = document.get("map", tomlkit.table())
     only = names.normalised(loaded.iscsi.target[0].name) if loaded.iscsi and len(loaded.iscsi.target) == 1 else ""
     for text in list(places):
         match = ISCSI_PLACE.fullmatch(text)
+        spelled = _spelled(text, loaded)
+        if spelled in running.map and running.map[spelled] != loaded.map.get(spelled):
+            places[text] = running.map[spelled]
         if match is None:
+            if spelled not in running.map:
+                del places[text]
             continue
         full = f"{names.normalised(match['target']) if match['target'] else only}:{int(match['lun'])}"
         unit = places[text]
@@ -155,6 +164,25 @@ def _edit_map(document: MutableMapping[str, Any], loaded: DaemonConfig, running:
         elif match["target"] is None and running.iscsi != loaded.iscsi:
             del places[text]
             places[full] = unit
+    known = {_spelled(text, loaded) for text in places}
+    for text, unit in running.map.items():
+        if text not in loaded.map and text not in known:
+            places[text] = unit
+    if places and "map" not in document:
+        document["map"] = places
+
+
+def _spelled(text: str, loaded: DaemonConfig) -> str:
+    """A place of the file with its port or target, as the running configuration has it."""
+    [spelled] = loaded.model_copy(update={"map": {text: ""}}).spelled_out().map
+    return spelled
+
+
+def _edit_ports(document: MutableMapping[str, Any], loaded: DaemonConfig, running: DaemonConfig) -> None:
+    """A port that was made empty at run time may be so in the file."""
+    for name, table in document.get("port", {}).items():
+        if name in running.port and name in loaded.port and running.port[name].spare != loaded.port[name].spare:
+            table["spare"] = running.port[name].spare
 
 
 def read(path: str) -> str:

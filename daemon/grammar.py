@@ -19,6 +19,7 @@ The grammar of a URL is the stores' (docs/stores.md); the unit's options stand b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ LU_OPTIONS: Final = tuple(name for name in LuConfig.model_fields if name not in 
 PORT_OPTIONS: Final = tuple(name for name in PortConfig.model_fields if name != "socket")
 NO_MEDIUM: Final = "none"
 """in place of a URL: a removable unit that is empty at first"""
+_NAME_LENGTH: Final = 40  # of the part of a unit's name that comes from its target
 _TRUTH: Final = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 
 
@@ -54,7 +56,7 @@ def tables(
         _add(made["map"], place, name, f"--map {text}: LUN {place}")
     for text in luns:
         place, rest = _named("--lun", text, "T:L=URL or LUN=URL")
-        name = _unit_name(text, place)
+        name = unit_name(f"--lun {text}", place)
         _add(made["lu"], name, logical_unit(f"--lun {text}", rest), f"--lun {text}: LUN {place}")
         _add(made["map"], place, name, f"--lun {text}: LUN {place}")
     if portals or targets:
@@ -62,16 +64,20 @@ def tables(
     return made
 
 
-def _unit_name(text: str, place: str) -> str:
-    """What a unit of --lun is called, from its place."""
+def unit_name(said: str, place: str) -> str:
+    """What a unit without a name of its own is called, from its place; `said` names it in errors."""
     if place.isascii() and place.isdigit() and ISCSI_PLACE.fullmatch(place):
         return f"lun-{int(place)}"
+    in_target = ISCSI_PLACE.fullmatch(place)
+    if in_target is not None:
+        words = re.sub(r"[^A-Za-z0-9._-]+", "-", in_target["target"].rpartition(":")[2]).strip("-._")[:_NAME_LENGTH]
+        return "-".join(word for word in ("lun", words, str(int(in_target["lun"]))) if word)
     match = PLACE.fullmatch(place)
     if match is None:
         where = "T:L (target and LUN of a port, such as 0:0) or LUN (of the iSCSI target, such as 0)"
-        raise ConfigError(f"--lun {text}: {place!r} is not {where}")
-    words = ["lun", match["port"], str(int(match["target"])), str(int(match["lun"]))]
-    return "-".join(word for word in words if word)
+        raise ConfigError(f"{said}: {place!r} is not {where}")
+    parts = ["lun", match["port"], str(int(match["target"])), str(int(match["lun"]))]
+    return "-".join(part for part in parts if part)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +124,9 @@ def _port(text: str, rest: str) -> dict[str, Any]:
         key, _, value = option.partition("=")
         if key not in PORT_OPTIONS:
             raise ConfigError(f"--port {text}: unknown option {key!r}; there are {', '.join(PORT_OPTIONS)}")
-        if key == "workers":
+        if key == "spare":
+            table[key] = _value(f"--port {text}", bool, key, value)
+        elif key == "workers":
             table[key] = [_number(f"--port {text}", key, word) for word in value.split("+")]
         else:
             table[key] = _value(f"--port {text}", PortConfig.model_fields[key].annotation, key, value)

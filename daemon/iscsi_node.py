@@ -15,16 +15,19 @@ from typing import Final
 
 from vhost_scsi.daemon.iscsi_config import Made
 from vhost_scsi.dataplane import Core
-from vhost_scsi.iscsi.async_messages import logout_requested
+from vhost_scsi.iscsi.async_messages import logout_requested, scsi_event
 from vhost_scsi.iscsi.data_plane import CoreConnection, CoreSession, DataPlane, port_name
 from vhost_scsi.iscsi.full_feature import RemoveReason
 from vhost_scsi.iscsi.keepalive import KeepAlive
 from vhost_scsi.iscsi.listeners import Plan
 from vhost_scsi.iscsi.node import Node
-from vhost_scsi.iscsi.portals import bracketed
+from vhost_scsi.iscsi.portals import bracketed, plain_address
 from vhost_scsi.iscsi.server import IscsiServer
 from vhost_scsi.iscsi.sessions import Connection, Session
 from vhost_scsi.iscsi.targets import IscsiTarget
+from vhost_scsi.scsi import sense_data
+from vhost_scsi.scsi.lun import encode
+from vhost_scsi.scsi.sense import Sense, SenseCode
 from vhost_scsi.target import Target, Unit
 
 LOGOUT_TIME: Final = 3  # whole seconds that an initiator has to log out when it is asked to (RFC 7143, 11.9)
@@ -47,6 +50,7 @@ class IscsiNode:
         self.node: Final = Node(made.limits, made.discovery)
         self.plane: Final = DataPlane(core, target, tuple(range(workers)))
         self.plane.on_cold_reset = self._cold_reset
+        self.plane.on_attention = self._tell
         self._ending: set[asyncio.Task[None]] = set()
         for wanted in made.targets.values():
             self.node.add_target(wanted)
@@ -105,8 +109,9 @@ class IscsiNode:
         """Takes back what `prepare` did."""
         self.server.listeners.give_up(change.plan)
 
-    async def carry_out(self, change: Change) -> None:
-        """From now on logins find the new definitions. Returns when the sessions of removed targets have ended: they
+    async def carry_out(self, change: Change, patience: float = 0) -> None:
+        """From now on logins find the new definitions, and sessions the new LUNs; `patience`: seconds that initiators
+        have to let go of those that go. Returns when the sessions of removed targets have ended: they
         are asked to log out first, and what they are waiting for is answered meanwhile."""
         made, node = change.made, self.node
         _warn(made)
@@ -122,12 +127,27 @@ class IscsiNode:
                 _LOG.info("iscsi: target %s was added", name)
             elif node.targets[name] != target:
                 node.replace_target(target)
-                _LOG.info("iscsi: target %s was changed, for logins from now on", name)
+                _LOG.info("iscsi: target %s was changed: its LUNs at once, the rest for logins from now on", name)
+        await asyncio.gather(*(self._show_luns(session, patience) for session in node.sessions))
         await self.server.use_portals(change.plan)
         await self._keepalive.change(made.ping)
         for name, ended in zip(gone, await asyncio.gather(*map(self._part_with, gone)), strict=True):
             _LOG.info("iscsi: target %s was removed, with %d sessions", name, ended)
         self.plane.withdraw(name for name in before if name not in self._ports)
+
+    async def _show_luns(self, session: Session, patience: float) -> None:
+        """The LUNs that its initiator has by now. One whom the access list does not let in any more keeps its own."""
+        target = self.node.targets.get(session.target_name)
+        entry = None if target is None else target.entry_for(session.key[0], plain_address(session.address))
+        if target is not None and entry is not None:
+            await self.plane.show_luns(session.handle, target.luns_for(entry), patience)
+
+    def _tell(self, handle: CoreSession, lun: int, code: SenseCode) -> None:
+        """RFC 7143, 11.9.4: what a unit attention says, to an initiator that has nothing to ask just now."""
+        session = next((each for each in self.node.sessions if each.handle is handle), None)
+        if session is not None:
+            data = sense_data.build(Sense(code), descriptor=False)
+            self.server.rare.notify(session, *scsi_event(int.from_bytes(encode(lun)), data))
 
     async def _part_with(self, target: str) -> int:
         """Ends the sessions of a target that was removed; how many there were."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import config_save, inspection, iscsi_methods, logs, media
+from vhost_scsi.daemon import config_save, hot_plug, inspection, iscsi_methods, logs, media
 from vhost_scsi.daemon.drift import differences
 from vhost_scsi.daemon.rpc import INVALID_PARAMS, REFUSED, Method, Param, RpcError
 from vhost_scsi.scsi.alua import AccessState
@@ -51,6 +51,7 @@ def table(service: Service) -> Mapping[str, Method]:
             Param("group", "integer", "the target port group that changes"),
             Param("state", "string", "active-optimized, active-non-optimized, standby, unavailable or offline"),
         )),
+        *hot_plug.rows(service),
         *media.rows(service),
         *inspection.rows(service),
         *iscsi_methods.rows(service),

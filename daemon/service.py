@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from vhost_scsi import __version__
-from vhost_scsi.daemon import config_save, control, kept_media, methods, state, systemd, unit_pages, units
+from vhost_scsi.daemon import config_save, control, kept_media, methods, state, systemd, units
 from vhost_scsi.daemon.client import socket_path
 from vhost_scsi.daemon.config import DaemonConfig, LuConfig, build
 from vhost_scsi.daemon.errors import DrainTimeout
@@ -34,12 +34,11 @@ from vhost_scsi.daemon.iscsi_node import IscsiNode
 from vhost_scsi.daemon.loop import StallWatch
 from vhost_scsi.daemon.stall import StallWatchdog
 from vhost_scsi.daemon.state_dir import StateDirectory, UnitState
-from vhost_scsi.daemon.takeover import take_over
+from vhost_scsi.daemon.takeover import PATIENCE, take_over, take_over_unit
 from vhost_scsi.dataplane import Core, CoreOptions
 from vhost_scsi.errors import ConfigError, VhostScsiError
-from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.stores import Store
-from vhost_scsi.target import LuSpec, Port, Target, Unit
+from vhost_scsi.target import Port, Target, Unit
 from vhost_scsi.vhost_user.device import VirtioScsiDevice
 from vhost_scsi.vhost_user.server import Server
 
@@ -218,10 +217,9 @@ class Service:
                 opened[name] = None if lu.empty else await units.open_unit_store(self.core, name, lu)
                 # There can be thousands, and a signal must not have to wait for them all.
                 await asyncio.sleep(0)
-            nameless = {name: units.unit_identity(name, lu) for name, lu in wanted.items() if lu.uuid is None}
-            made = await asyncio.to_thread(self._kept.uuids_of, nameless)
+            uuids = await self.uuids_of(wanted)
             for name, lu in wanted.items():
-                await self._add_unit(name, lu, lu.uuid or made[name], opened.pop(name))
+                await self.add_unit(name, lu, uuids[name], opened.pop(name))
                 added.append(name)
         except BaseException:
             for store in filter(None, opened.values()):
@@ -230,37 +228,16 @@ class Service:
                 await self.close_unit(name, self.target.hide_lu(name))
             raise
 
-    async def _add_unit(self, name: str, lu: LuConfig, uuid: UUID, store: Store | None) -> None:
+    async def uuids_of(self, wanted: Mapping[str, LuConfig]) -> dict[str, UUID]:
+        """Of those that were not given one it is made up, and kept. Raises ConfigError."""
+        nameless = {name: units.unit_identity(name, lu) for name, lu in wanted.items() if lu.uuid is None}
+        made = await asyncio.to_thread(self._kept.uuids_of, nameless)
+        return {name: lu.uuid or made[name] for name, lu in wanted.items()}
+
+    async def add_unit(self, name: str, lu: LuConfig, uuid: UUID, store: Store | None) -> None:
         """Takes the store over, on an error to close it."""
         try:
-            is_drive = lu.type == "cdrom"
-            spec = LuSpec(
-                name=name,
-                uuid=uuid,
-                block_size=lu.block_bytes,
-                write_cache=lu.wce,
-                read_only=lu.readonly or is_drive,
-                rotational=lu.rotational,
-                physical_block_size=lu.physical_block_size,
-                strict=lu.strict,
-                wsnz=lu.wsnz,
-                cdb32=lu.cdb32,
-                overwrite_rate=lu.overwrite_rate,
-                outstanding=lu.outstanding,
-                queue_depth=lu.queue_depth,
-                command_timeout=lu.command_timeout,
-                retries=lu.retries,
-                device_type=DeviceType.CD_DVD if is_drive else DeviceType.DISK,
-                removable=lu.has_drive,
-                vendor=lu.vendor,
-                product=lu.product,
-                revision=lu.revision,
-                serial=lu.serial,
-                naa=bytes.fromhex(lu.naa or ""),
-                eui64=bytes.fromhex(lu.eui64 or ""),
-                mode_pages=tuple(unit_pages.mode_page(text) for text in lu.mode_pages),
-                vpd_pages=tuple(unit_pages.vpd_page(text) for text in lu.vpd_pages),
-            )
+            spec = units.spec(name, lu, uuid)
             saved = self._saved.pop(name, None) or await self._blobs.unit(spec.uuid)
             await self.target.add_lu(spec, store, saved)
         except BaseException:
@@ -463,10 +440,20 @@ class Service:
             self.loaded = fresh
         return fixed
 
-    async def change(self, make: Callable[[DaemonConfig], DaemonConfig]) -> tuple[str, ...]:
-        """Runs what `make` makes of the configuration that runs; as `reload`, but not kept."""
+    async def change(
+        self, make: Callable[[DaemonConfig], DaemonConfig], *, patience: float = PATIENCE
+    ) -> tuple[str, ...]:
+        """Runs what `make` makes of the configuration that runs; as `reload`, but not kept. `patience`: seconds that
+        initiators have to let go of what is taken away."""
         async with self.changing:
-            return await self._change(make(self.config), reread=False)
+            return await self._change(make(self.config), reread=False, patience=patience)
+
+    async def replace_unit(self, name: str, make: Callable[[DaemonConfig], DaemonConfig], patience: float) -> None:
+        """As `change`, where the unit `name` alone is another one."""
+        async with self.changing:
+            if self._closing:
+                raise ConfigError("the daemon is shutting down")
+            await take_over_unit(self, name, make(self.config), patience)
 
     async def save(self, path: str | None) -> str:
         """Writes what runs to a file, or what was changed into the file that was read. Returns where it is; raises
@@ -486,10 +473,10 @@ class Service:
             self.loaded = fresh
             return self.config_path
 
-    async def _change(self, fresh: DaemonConfig, *, reread: bool) -> tuple[str, ...]:
+    async def _change(self, fresh: DaemonConfig, *, reread: bool, patience: float = PATIENCE) -> tuple[str, ...]:
         if self._closing:
             raise ConfigError("the daemon is shutting down")
-        return await take_over(self, fresh, reread=reread)
+        return await take_over(self, fresh, reread=reread, patience=patience)
 
     def hello(self) -> dict[str, object]:
         return {"name": self.config.name, "pid": os.getpid(), "version": __version__}

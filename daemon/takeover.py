@@ -3,24 +3,29 @@
 
 Everything that may fail is done first: units are opened, secrets read, portals listened on. So a configuration is taken
 over, or nothing has changed. What needs a restart (ports, workers, a unit that is another one now) stays as it is and
-is named.
+is named. Where units stand is changed at once, on ports and in targets, and initiators are told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from vhost_scsi.daemon import logs, units
 from vhost_scsi.daemon.config import ISCSI_PLACE, DaemonConfig, LuConfig
 from vhost_scsi.daemon.iscsi_config import Known, make_all
 from vhost_scsi.iscsi import names
+from vhost_scsi.target import check_size
 
 if TYPE_CHECKING:
     from vhost_scsi.daemon.service import Service
+    from vhost_scsi.target import Port
 
 ALWAYS: Final = ("log_level", "log_format")
+PATIENCE: Final = 5.0
+"""seconds that initiators have to let go of a logical unit which is taken away"""
 _IN_PARTS: Final = ("lu", "port", "map", "iscsi")
 
 
@@ -51,9 +56,7 @@ def possible(running: DaemonConfig, fresh: DaemonConfig) -> Possible:
         if name not in (*ALWAYS, *_IN_PARTS) and getattr(fresh, name) != getattr(running, name)
     ]
     fixed += [f"port {name}" for name in {**running.port, **fresh.port} if _at(running, name) != _at(fresh, name)]
-    on_ports = {place: unit for place, unit in running.map.items() if not ISCSI_PLACE.fullmatch(place)}
-    wanted = {place: unit for place, unit in fresh.map.items() if not ISCSI_PLACE.fullmatch(place)}
-    fixed += [f"place {place}" for place in {**on_ports, **wanted} if on_ports.get(place) != wanted.get(place)]
+    on_ports = _on_ports(running, fresh)
     source = fresh
     if fresh.iscsi is None and running.iscsi is not None:
         fixed.append("iscsi")
@@ -74,11 +77,30 @@ def possible(running: DaemonConfig, fresh: DaemonConfig) -> Possible:
             fixed.append(f"lu {name}")
     update = {name: getattr(fresh, name) for name in ALWAYS}
     update |= {"lu": found, "map": {**on_ports, **in_targets}, "iscsi": source.iscsi}
+    update["port"] = {
+        name: port.model_copy(update={"spare": fresh.port[name].spare}) if name in fresh.port else port
+        for name, port in running.port.items()
+    }
     return Possible(running.model_copy(update=update), tuple(fixed))
 
 
+def _on_ports(running: DaemonConfig, fresh: DaemonConfig) -> dict[str, str]:
+    """The places on the ports that are here; a port that is to go keeps what it has until the restart."""
+    return {
+        **{text: lu for text, lu in running.map.items() if (port := _port_of(text)) and port not in fresh.port},
+        **{text: lu for text, lu in fresh.map.items() if (port := _port_of(text)) and port in running.port},
+    }
+
+
+def _port_of(place: str) -> str | None:
+    """None for a place in an iSCSI target. Places are spelled out."""
+    return None if ISCSI_PLACE.fullmatch(place) else place.rsplit(":", 2)[0]
+
+
 def _at(config: DaemonConfig, port: str) -> object:
-    return config.port.get(port)
+    """What the port is; whether it may be empty is no part."""
+    table = config.port.get(port)
+    return None if table is None else table.model_copy(update={"spare": False})
 
 
 def _known(service: Service, config: DaemonConfig) -> Known:
@@ -94,9 +116,12 @@ def _known(service: Service, config: DaemonConfig) -> Known:
     return Known(found, node.discovery)
 
 
-async def take_over(service: Service, fresh: DaemonConfig, *, reread: bool) -> tuple[str, ...]:
+async def take_over(
+    service: Service, fresh: DaemonConfig, *, reread: bool, patience: float = PATIENCE
+) -> tuple[str, ...]:
     """Makes the daemon what `fresh` says; returns what needs a restart. Raises ConfigError: nothing has changed then.
-    `reread`: the secrets of what has not changed are read anew, too.
+    `reread`: the secrets of what has not changed are read anew, too. `patience`: seconds that initiators have to let go
+    of what is taken away.
     Nobody else changes the daemon meanwhile. Returns when the sessions of what was removed have ended."""
     running = service.config
     plan = await asyncio.to_thread(possible, running, fresh)
@@ -108,6 +133,9 @@ async def take_over(service: Service, fresh: DaemonConfig, *, reread: bool) -> t
     await service.add_units(added)
     change = None
     try:
+        # In a thread: the numbers of target ports are written down.
+        targets = sorted({f"{place.port}:{place.target}" for place in config.places()})
+        await asyncio.to_thread(service.target.port_ids.ids_of, targets)
         if made is not None and service.iscsi is None:
             await service.start_iscsi(made)
         elif made is not None and service.iscsi is not None:
@@ -120,10 +148,70 @@ async def take_over(service: Service, fresh: DaemonConfig, *, reread: bool) -> t
     if any(getattr(config, name) != getattr(running, name) for name in ALWAYS):
         logs.configure(config.log_level, config.log_format)
     hidden = {name: service.target.hide_lu(name) for name in running.lu if name not in config.lu}
+    taken = asyncio.gather(*_moves(service, running, config, patience))
     if change is not None and service.iscsi is not None:
-        await service.iscsi.carry_out(change)
+        await service.iscsi.carry_out(change, patience)
+    await taken
     for name, unit in hidden.items():
         if service.iscsi is not None:
             await service.iscsi.let_go(unit)
         await service.close_unit(name, unit)
     return plan.needs_restart
+
+
+async def take_over_unit(service: Service, name: str, fresh: DaemonConfig, patience: float) -> None:
+    """Makes the unit `name` what `fresh` says, wherever it stands; nothing else is another one there. Whoever uses the
+    old one is told that it goes and then that there is one. Raises ConfigError: nothing has changed then."""
+    lu, old = fresh.lu[name], service.target.units[name]
+    await asyncio.to_thread(units.check_shared, fresh.lu)
+    store = await units.open_unit_store(service.core, name, lu)
+    try:
+        uuid = (await service.uuids_of({name: lu}))[name]
+        check_size(units.spec(name, lu, uuid), store)
+    except BaseException:
+        store.close()
+        raise
+    places = [
+        (port, (mapped.target_id, mapped.lun))
+        for port in service.target.ports.values()
+        for mapped in port.luns
+        if mapped.unit is old
+    ]
+    service.target.hide_lu(name)
+    await asyncio.gather(*(port.unmap(*place, patience=patience) for port, place in places))
+    if service.iscsi is not None:
+        # Those that logged in meanwhile.
+        await service.iscsi.let_go(old)
+    await service.close_unit(name, old)
+    service.config = fresh
+    await service.add_unit(name, lu, uuid, store)
+    for port, place in places:
+        if service.target.ports.get(port.name) is port:
+            await port.map(*place, service.target.units[name])
+
+
+def _moves(
+    service: Service, running: DaemonConfig, config: DaemonConfig, patience: float
+) -> Iterable[Coroutine[Any, Any, None]]:
+    """For each port on which something changes: takes away what is not there any more, then puts the new in."""
+    before, after = _placed(running), _placed(config)
+    for name, serving in service.ports.items():
+        was, is_ = before.get(name, {}), after.get(name, {})
+        gone = [place for place in was if is_.get(place) != was[place]]
+        new = {place: unit for place, unit in is_.items() if was.get(place) != unit}
+        if gone or new:
+            yield _move(service, serving.port, gone, new, patience)
+
+
+async def _move(
+    service: Service, port: Port, gone: Iterable[tuple[int, int]], new: Mapping[tuple[int, int], str], patience: float
+) -> None:
+    await asyncio.gather(*(port.unmap(*place, patience=patience) for place in gone))
+    await port.map_all((*place, service.target.units[unit]) for place, unit in new.items())
+
+
+def _placed(config: DaemonConfig) -> dict[str, dict[tuple[int, int], str]]:
+    found: dict[str, dict[tuple[int, int], str]] = {}
+    for place in config.places():
+        found.setdefault(place.port, {})[place.target, place.lun] = place.lu
+    return found

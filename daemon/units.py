@@ -12,11 +12,15 @@ import os
 import stat
 from collections.abc import Mapping
 from typing import Final
+from uuid import UUID
 
+from vhost_scsi.daemon import unit_pages
 from vhost_scsi.daemon.config import LuConfig, store_spec
 from vhost_scsi.dataplane import Core
 from vhost_scsi.errors import ConfigError
+from vhost_scsi.scsi.commands import DeviceType
 from vhost_scsi.stores import Store, StoreInUse, StoreSpec, open_store_when_free
+from vhost_scsi.target import LuSpec
 
 LOG: Final = logging.getLogger("vhost_scsi.control")
 # After kill -9 the kernel still ends the old process's I/O, and keeps its lock meanwhile; a person who started the
@@ -34,6 +38,38 @@ async def open_unit_store(core: Core, name: str, lu: LuConfig) -> Store:
         return await open_store_when_free(store_spec(lu), core, LOCK_PATIENCE, waits)
     except ConfigError as error:
         raise type(error)(f"logical unit {name}: {error}") from None
+
+
+def spec(name: str, lu: LuConfig, uuid: UUID) -> LuSpec:
+    """The unit as the target is told of it."""
+    is_drive = lu.type == "cdrom"
+    return LuSpec(
+        name=name,
+        uuid=uuid,
+        block_size=lu.block_bytes,
+        write_cache=lu.wce,
+        read_only=lu.readonly or is_drive,
+        rotational=lu.rotational,
+        physical_block_size=lu.physical_block_size,
+        strict=lu.strict,
+        wsnz=lu.wsnz,
+        cdb32=lu.cdb32,
+        overwrite_rate=lu.overwrite_rate,
+        outstanding=lu.outstanding,
+        queue_depth=lu.queue_depth,
+        command_timeout=lu.command_timeout,
+        retries=lu.retries,
+        device_type=DeviceType.CD_DVD if is_drive else DeviceType.DISK,
+        removable=lu.has_drive,
+        vendor=lu.vendor,
+        product=lu.product,
+        revision=lu.revision,
+        serial=lu.serial,
+        naa=bytes.fromhex(lu.naa or ""),
+        eui64=bytes.fromhex(lu.eui64 or ""),
+        mode_pages=tuple(unit_pages.mode_page(text) for text in lu.mode_pages),
+        vpd_pages=tuple(unit_pages.vpd_page(text) for text in lu.vpd_pages),
+    )
 
 
 def unit_identity(name: str, lu: LuConfig) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,7 @@ from vhost_scsi.iscsi.sessions import Connection
 from vhost_scsi.iscsi.task_management import TaskManagement, is_lower
 from vhost_scsi.scsi import sense, transport_id
 from vhost_scsi.scsi.nexus import InitiatorPort, Nexus, TargetPort
+from vhost_scsi.scsi.sense import SenseCode
 from vhost_scsi.target import Port, Target, Unit, port_ids
 
 if TYPE_CHECKING:
@@ -94,11 +95,14 @@ class CoreConnection:
 class CoreSession:
     """A session in C, and its port. A discovery session has no LUNs."""
 
-    def __init__(self, params: SessionParams, port: Port, handle: CData) -> None:
+    def __init__(self, params: SessionParams, port: Port, handle: CData, luns: list[int]) -> None:
+        self.luns: Final = luns
+        """what REPORT LUNS tells its initiator"""
         self.params = params
         self.port = port
         self.handle = handle
         self.connections: list[CoreConnection] = []
+        self.changing: Final = asyncio.Lock()
 
     def sees(self, unit: Unit) -> bool:
         return any(mapped.unit is unit for mapped in self.port.luns)
@@ -120,6 +124,26 @@ class CoreSession:
         return self.params.cmd_sn, (self.params.cmd_sn + self.params.queue_depth - 1) & 0xFFFFFFFF
 
 
+class SessionEvents:
+    """`target.InitiatorEvents` of a session: `tell` it at which LUN what has become true."""
+
+    def __init__(self, tell: Callable[[int, SenseCode], None]) -> None:
+        self._tell = tell
+
+    def lun_added(self, target: int, lun: int) -> None:
+        self._tell(lun, sense.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    lun_removed = lun_added
+
+    def attention(self, target: int, lun: int, code: SenseCode) -> None:
+        if code == sense.CAPACITY_DATA_HAS_CHANGED:
+            self._tell(lun, code)
+
+    async def noticed(self) -> bool:
+        """Nobody acknowledges what is done about a message."""
+        return False
+
+
 class DataPlane:
     """`FullFeature` and `ScsiSide` of one node over a core and a target. `workers`: sessions are dealt out to these."""
 
@@ -135,6 +159,8 @@ class DataPlane:
         """by portal group tag: the target port group of its ports; 1 where there is none"""
         self.on_cold_reset: Callable[[str], None] = lambda target: None
         """told of a cold reset of that iSCSI target, when it has been carried out: its sessions are to end"""
+        self.on_attention: Callable[[CoreSession, int, SenseCode], None] = lambda session, lun, code: None
+        """told of what an initiator is to hear without asking: at which LUN, and what"""
 
     @property
     def sessions(self) -> list[CoreSession]:
@@ -148,13 +174,14 @@ class DataPlane:
 
     async def open_session(self, params: SessionParams) -> SessionHandle:
         name = f"iscsi:{params.initiator_name},i,0x{params.isid:012x},{params.target or 'discovery'},{params.tsih}"
-        port = self._target.add_port(name, nexus=self._nexus(params))
+        luns = sorted(params.luns)
+        port = self._target.add_port(name, nexus=self._nexus(params, luns))
         out = ffi.new("vs_isession **")
         err = lib.vs_isession_create(self._core.handle, self._session_params(params, port), out)
         if err:
             await self._target.remove_port(port)
             raise OSError(-err, f"the data plane refuses a session: error {-err}")
-        session = CoreSession(params, port, out[0])
+        session = CoreSession(params, port, out[0], luns)
         self._sessions.add(session)
         port.on_luns = lambda: self._publish(session)
         try:
@@ -162,7 +189,25 @@ class DataPlane:
         except BaseException:
             await self.close_session(session)
             raise
+        # Only now: what was there from the beginning is no news.
+        port.events = SessionEvents(lambda lun, code: self.on_attention(session, lun, code))
         return session
+
+    async def show_luns(self, handle: SessionHandle, luns: Mapping[int, str], patience: float) -> None:
+        """Gives the session the LUNs that are new, and takes from it those that are no more. One that leads to another
+        unit now stays what it was: nobody exchanges a disk under a file system."""
+        session = _session(handle)
+        async with session.changing:
+            here = {mapped.lun: mapped.unit.name for mapped in session.port.luns if not mapped.leaving}
+            gone = [lun for lun in here if lun not in luns]
+            new = [lun for lun in sorted(luns) if lun not in here]
+            if not (gone or new) or session not in self._sessions:
+                return
+            session.luns[:] = sorted(luns)
+            session.params = replace(session.params, luns={**luns, **{lun: here[lun] for lun in here if lun in luns}})
+            await asyncio.gather(*(session.port.unmap(0, lun, patience=patience) for lun in gone))
+            if session in self._sessions:
+                await session.port.map_all((0, lun, self._unit(session.params, lun)) for lun in new)
 
     def _unit(self, params: SessionParams, lun: int) -> Unit:
         # Looked up late: a unit may be taken away while the session is being made.
@@ -205,13 +250,13 @@ class DataPlane:
         out.discovery = params.target is None
         return out
 
-    def _nexus(self, params: SessionParams) -> Nexus:
+    def _nexus(self, params: SessionParams, luns: list[int]) -> Nexus:
+        """`luns` may change while the session lasts."""
         if params.target is None:
             port = TargetPort("discovery", PORT_NAMESPACE, port_ids.UNKNOWN, lambda: ())
         else:
             name = port_name(params.target, params.portal_group_tag)
             [relative] = self.declare([name])
-            luns = sorted(params.luns)
             port = replace(self._target.target_ports[relative], luns=lambda: luns)
         initiator = f"{params.initiator_name},i,0x{params.isid:012x}"
         initiator_port = InitiatorPort(initiator, transport_id.iscsi(params.initiator_name, params.isid))

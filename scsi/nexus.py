@@ -100,6 +100,8 @@ class ITL:
     attentions: UnitAttentions = field(default_factory=UnitAttentions)
     in_use: bool = False
     cancel: CancelOwn | None = None
+    told: Callable[[SenseCode], None] | None = None
+    """the transport's own way of telling the initiator what has changed, beside the unit attention"""
     echo: bytes | None = None
     """what WRITE BUFFER left for READ BUFFER"""
     copies: Copies = field(default_factory=OrderedDict)
@@ -115,6 +117,8 @@ class ITL:
         """Establishes a unit attention condition."""
         self.attentions.establish(code)
         self.gate.close(GateBit.UNIT_ATTENTION)
+        if self.told is not None:
+            self.told(code)
 
     def take(self) -> SenseCode | None:
         """Ends the condition that is told first, and opens the gate after the last."""

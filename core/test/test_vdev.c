@@ -603,6 +603,73 @@ static int post_event(const uint8_t *event)
 	return unit_wait(m.unit, VS_UP_DONE, 444, NULL).err;
 }
 
+/* Buffers that wait, or a negative code. */
+static int event_room(void)
+{
+	struct vs_upcall up;
+
+	CHECK_EQ(vs_vdev_event_room(m.vdev, 445), 0);
+	up = unit_wait(m.unit, VS_UP_DONE, 445, NULL);
+	return up.err ? up.err : (int)up.aux;
+}
+
+/* The next buffer that comes back has this in it. */
+static void got_event(int head, uint64_t at, const uint8_t *event)
+{
+	uint32_t written;
+
+	CHECK_EQ(collect(VS_QUEUE_EVENT, &written), head);
+	CHECK_EQ(written, VS_EVENT_BYTES);
+	CHECK(!memcmp(vs_guest_ptr(&m.guest, at + 2048), event, VS_EVENT_BYTES));
+}
+
+static void events_that_were_missed(void)
+{
+	const uint8_t event[VS_EVENT_BYTES] = { 1, 0, 0, 0, 1, 7 }, late[VS_EVENT_BYTES] = { 1, 0, 0, 0x80, 1, 7 }, nothing[VS_EVENT_BYTES] = { [3] = 0x80 };
+	uint64_t at;
+	int a, b;
+
+	machine_open(&m, &(struct machine_options){ .unit.lu.write_cache = 1, .features = all_features, .kicks = true });
+	at = m.queues[VS_QUEUE_EVENT].slots;
+	/* A driver that posts late hears of it at once, and only once. */
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	a = raw(VS_QUEUE_EVENT, at, 0, VS_EVENT_BYTES);
+	got_event(a, at, nothing);
+	b = raw(VS_QUEUE_EVENT, at + 4096, 0, VS_EVENT_BYTES);
+	CHECK_EQ(post_event(event), 0);
+	got_event(b, at + 4096, event);
+	/* What was dropped while the ring stood still is told when it runs, buffers being there. */
+	a = raw(VS_QUEUE_EVENT, at, 0, VS_EVENT_BYTES);
+	CHECK_EQ(vs_queue_enable(m.vdev, VS_QUEUE_EVENT, 0, 446), 0);
+	unit_wait(m.unit, VS_UP_DONE, 446, NULL);
+	CHECK_EQ(event_room(), -ENOBUFS);
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	CHECK_EQ(vs_queue_enable(m.vdev, VS_QUEUE_EVENT, 1, 446), 0);
+	unit_wait(m.unit, VS_UP_DONE, 446, NULL);
+	got_event(a, at, nothing);
+	/* A driver that came anew has missed nothing. */
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	CHECK_EQ(vs_vdev_events_forget(m.vdev, 447), 0);
+	unit_wait(m.unit, VS_UP_DONE, 447, NULL);
+	b = raw(VS_QUEUE_EVENT, at + 4096, 0, VS_EVENT_BYTES);
+	unit_settle(m.unit);
+	CHECK_EQ(event_room(), 1);
+	CHECK_EQ(post_event(event), 0);
+	got_event(b, at + 4096, event);
+	/* Not kicked for, and there before the next event: it says both. */
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	machine_stop(&m, VS_QUEUE_EVENT);
+	CHECK_EQ(post_event(event), -ENOBUFS);
+	CHECK_EQ(machine_start(&m, VS_QUEUE_EVENT, false), 0);
+	a = vs_driver_add(&m.queues[VS_QUEUE_EVENT].driver, &(struct vs_driver_buffer){ at + 2048, VS_EVENT_BYTES }, 0, 1, false);
+	CHECK(a >= 0);
+	vs_driver_publish(&m.queues[VS_QUEUE_EVENT].driver);
+	CHECK_EQ(post_event(event), 0);
+	got_event(a, at, late);
+	machine_close(&m);
+}
+
 static void the_event_queue(void)
 {
 	const uint8_t event[VS_EVENT_BYTES] = "0123456789abcde";
@@ -620,11 +687,11 @@ static void the_event_queue(void)
 	CHECK(fcntl(a, F_GETFD) < 0); /* it owns what it is given, whatever it says */
 	vs_vdev_destroy(never);
 	at = m.queues[VS_QUEUE_EVENT].slots;
-	CHECK_EQ(post_event(event), -ENOBUFS);
 	a = raw(VS_QUEUE_EVENT, at, 0, 16);
 	b = raw(VS_QUEUE_EVENT, at + 4096, 0, 7);
 	unit_settle(m.unit);
 	CHECK_EQ(machine_info(&m, VS_QUEUE_EVENT).in_flight, 0);
+	CHECK_EQ(event_room(), 2);
 	CHECK_EQ(post_event(event), 0);
 	CHECK_EQ(collect(VS_QUEUE_EVENT, &written), a);
 	CHECK_EQ(written, 16);
@@ -632,7 +699,10 @@ static void the_event_queue(void)
 	CHECK_EQ(post_event(event), 0);
 	CHECK_EQ(collect(VS_QUEUE_EVENT, &written), b);
 	CHECK_EQ(written, 7);
+	CHECK_EQ(event_room(), 0);
 	CHECK_EQ(post_event(event), -ENOBUFS);
+	CHECK_EQ(vs_vdev_events_forget(m.vdev, 446), 0);
+	unit_wait(m.unit, VS_UP_DONE, 446, NULL);
 	/* A broken event queue is no reason to fail anybody else. */
 	a = raw(VS_QUEUE_EVENT, 1, 0, 16);
 	CHECK_EQ(post_event(event), -EIO);
@@ -1215,6 +1285,7 @@ static void with_rings(uint32_t kind)
 	an_unmap_waits_for_an_exclusive_command();
 	the_control_queue();
 	the_event_queue();
+	events_that_were_missed();
 	a_device_without_credit_waits();
 	a_stop_gives_back_what_is_stalled();
 	broken_rings();

@@ -7,13 +7,23 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from tests.iscsi.client import NO_TAG, TARGET, TASK_MANAGEMENT, TASK_RESPONSE, Client, Pairs
+from tests.iscsi.client import (
+    ASYNC_MESSAGE,
+    NO_TAG,
+    TARGET,
+    TASK_MANAGEMENT,
+    TASK_RESPONSE,
+    Client,
+    Pairs,
+    Response,
+)
 from vhost_scsi.scsi import sense_data
 from vhost_scsi.scsi.sense import SenseCode
 
 SCSI_COMMAND, SCSI_RESPONSE, DATA_IN = 0x01, 0x21, 0x25
 FINAL, READ, WRITE, SIMPLE, STATUS = 0x80, 0x40, 0x20, 0x01, 0x01
 LUN_RESET = 5
+SCSI_EVENT = 0
 
 
 def command_pdu(
@@ -76,6 +86,8 @@ class ScsiHost:
         self.client.cmd_sn = fields.get("cmd_sn", self.client.cmd_sn)
         assert answer.status == (0, 0)
         self._itt = 0x1000
+        self.events: list[tuple[int, SenseCode]] = []
+        """asynchronous SCSI events that came in between"""
 
     def __enter__(self) -> ScsiHost:
         return self
@@ -95,6 +107,9 @@ class ScsiHost:
         data = b""
         while True:
             pdu = self.client.receive()
+            if pdu.opcode == ASYNC_MESSAGE:
+                self._note(pdu)
+                continue
             assert pdu.itt == tag, f"{pdu.opcode:#x} of {pdu.itt:#x}"
             if pdu.opcode == DATA_IN:
                 data += pdu.data
@@ -103,6 +118,17 @@ class ScsiHost:
             else:
                 assert (pdu.opcode, pdu.bhs[2]) == (SCSI_RESPONSE, 0)
                 return Result(pdu.bhs[3], data, pdu.data[2:])
+
+    def event(self) -> tuple[int, SenseCode]:
+        """The LUN and the sense of the next asynchronous SCSI event; waits for it."""
+        while not self.events:
+            self._note(self.client.receive())
+        return self.events.pop(0)
+
+    def _note(self, pdu: Response) -> None:
+        assert (pdu.opcode, pdu.bhs[36]) == (ASYNC_MESSAGE, SCSI_EVENT), f"{pdu.opcode:#x}"
+        length = int.from_bytes(pdu.data[:2])
+        self.events.append((int.from_bytes(pdu.bhs[8:10]), sense_data.parse(pdu.data[2 : 2 + length]).code))
 
     def command(self, cdb: bytes, data: bytes = b"", in_len: int = 0, *, lun: int = 0) -> Result:
         return self.wait(self.send(cdb, data, in_len, lun=lun))

@@ -5,9 +5,19 @@ Transports stand on this: they make nexuses and carry tasks; what a LUN is and w
 """
 
 from vhost_scsi.target.medium import LuSpec
-from vhost_scsi.target.port import MappedLun, Port
+from vhost_scsi.target.port import InitiatorEvents, MappedLun, Port
 from vhost_scsi.target.target import Target
 from vhost_scsi.target.tmf import TaskManagementFunction
-from vhost_scsi.target.unit import LuStats, Unit
+from vhost_scsi.target.unit import LuStats, Unit, check_size
 
-__all__ = ["LuSpec", "LuStats", "MappedLun", "Port", "Target", "TaskManagementFunction", "Unit"]
+__all__ = [
+    "InitiatorEvents",
+    "LuSpec",
+    "LuStats",
+    "MappedLun",
+    "Port",
+    "Target",
+    "TaskManagementFunction",
+    "Unit",
+    "check_size",
+]

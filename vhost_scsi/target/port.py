@@ -8,12 +8,13 @@ has one I_T nexus. What the transport does with its LUN map is told to it throug
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from uuid import UUID, uuid5
 
 from vhost_scsi._core import ffi, lib
@@ -21,6 +22,7 @@ from vhost_scsi.dataplane import Core, Gate
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.scsi import transport_id
 from vhost_scsi.scsi.nexus import ITL, InitiatorPort, Nexus, TargetPort
+from vhost_scsi.scsi.sense import SenseCode
 from vhost_scsi.slices import SLICE, all_entered, sliced
 from vhost_scsi.target import tmf
 from vhost_scsi.target.port_ids import UNKNOWN
@@ -33,12 +35,29 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("vhost_scsi.control")
 PORT_NAMESPACE: Final = UUID("3c4d7b0a-6d0f-5b43-9a55-0f5f6e2f1b7c")
 TARGETS: Final = 256
+_LOOK: Final = 0.02  # seconds between looks at what is in flight, while a unit that is taken away is still in use
 LUNS: Final = 16384
+
+
+class InitiatorEvents(Protocol):
+    """How a transport tells its initiator what has changed, beside unit attentions. Only `noticed` waits."""
+
+    def lun_added(self, target: int, lun: int) -> None: ...
+
+    def lun_removed(self, target: int, lun: int) -> None: ...
+
+    def attention(self, target: int, lun: int, code: SenseCode) -> None:
+        """A unit attention condition was established there."""
+
+    async def noticed(self) -> bool:
+        """Returns when the initiator has dealt with all that it was told; False: that cannot be known."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
 class MappedLun:
-    """A logical unit at one place of a port: the I_T_L nexus in both planes. `leaving`: it is being unmapped."""
+    """A logical unit at one place of a port: the I_T_L nexus in both planes. `hidden`: nobody finds it any more, though
+    who knows it may still use it. `leaving`: it is being unmapped."""
 
     target_id: int
     lun: int
@@ -47,7 +66,10 @@ class MappedLun:
     handle: CData
     cookie: int
     gate: Gate
+    hidden: bool = False
     leaving: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """nothing is left of it"""
 
     @property
     def abort_response(self) -> int:
@@ -73,6 +95,7 @@ class Port:
         self._nexuses: dict[int, Nexus] = {} if nexus is None else {0: nexus}
         self.on_luns: Callable[[], Awaitable[None]] | None = None
         """the transport's: publish `luns` to the data plane; returns when the old map is not used any more"""
+        self.events: InitiatorEvents | None = None
 
     @property
     def core(self) -> Core:
@@ -101,7 +124,7 @@ class Port:
         name = f"{self.name}:{target_id}"
 
         def luns() -> list[int]:
-            return [mapped.lun for mapped in self.luns if mapped.target_id == target_id]
+            return [mapped.lun for mapped in self.luns if mapped.target_id == target_id and not mapped.hidden]
 
         return Nexus(
             InitiatorPort(name, self._initiator),
@@ -131,7 +154,11 @@ class Port:
                 mapped.append(self._map(*place))
         finally:
             if mapped:
-                await self._changed(mapped)
+                await self._publish()
+                _tell_others(mapped)
+                for each in mapped:
+                    if self.events is not None and not each.hidden:
+                        self.events.lun_added(each.target_id, each.lun)
         return mapped
 
     def _map(self, target_id: int, lun: int, unit: Unit) -> MappedLun:
@@ -152,31 +179,62 @@ class Port:
         itl = unit.logical_unit.attach(self._numbered_nexus(target_id), gate)
         mapped = MappedLun(target_id, lun, unit, itl, out[0], cookie, gate)
         itl.cancel = lambda told: self._target.canceller(mapped, others_told=told)()
+        itl.told = lambda code: self._attention(mapped, code)
         self._mapped[target_id, lun] = mapped
         self._target.nexus_added(mapped)
         return mapped
 
-    async def _changed(self, changed: Iterable[MappedLun]) -> None:
-        """The transport learns of the LUNs; then initiators do that have ever asked for anything here (SPC-5 6.33)."""
+    def _attention(self, mapped: MappedLun, code: SenseCode) -> None:
+        if self.events is not None and not mapped.hidden:
+            self.events.attention(mapped.target_id, mapped.lun, code)
+
+    async def _publish(self) -> None:
         if self.on_luns is not None:
             await self.on_luns()
-        new = {mapped.itl for mapped in changed}
-        for nexus in {id(itl.nexus): itl.nexus for itl in new}.values():
-            nexus.luns_changed(besides=new)
 
-    async def unmap(self, target_id: int, lun: int) -> None:
-        """Takes the unit away; returns when its tasks of this nexus have ended."""
-        mapped = self._mapped.pop((target_id, lun))
+    async def unmap(self, target_id: int, lun: int, *, patience: float = 0) -> None:
+        """Takes the unit away; returns when its tasks of this nexus have ended.
+
+        With `patience` it is only hidden at first: the inventory does not have it any more, the initiator is told, and
+        for up to so many seconds it may still use what it knows, to end what it has begun and to write back what it has
+        cached. What is left then is ended as if the place had been empty.
+        """
+        mapped = self._mapped[target_id, lun]
+        if not mapped.hidden:
+            mapped.hidden = True
+            _tell_others([mapped])
+            if self.events is not None:
+                self.events.lun_removed(target_id, lun)
+            if patience > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        await self._let_finish(mapped)
+        if mapped.leaving:
+            # Somebody else takes it away already.
+            await mapped.gone.wait()
+            return
         mapped.leaving = True
-        await self._changed([mapped])
+        del self._mapped[target_id, lun]
+        await self._publish()
         await self._end(mapped)
+
+    async def _let_finish(self, mapped: MappedLun) -> None:
+        """Returns when its initiator has let go of it, as far as that can be known, and nothing is in flight."""
+        if self.events is not None:
+            await self.events.noticed()
+        while not mapped.leaving and self._in_use(mapped):
+            await asyncio.sleep(_LOOK)
+
+    def _in_use(self, mapped: MappedLun) -> bool:
+        pinned = bool(lib.vs_pins_busy(lib.vs_nexus_pins(mapped.handle)))
+        return pinned or mapped.itl in mapped.unit.logical_unit.nexuses_with_tasks()
 
     async def unmap_all(self) -> None:
         """As `unmap`, for all that is left: nobody has to be told of LUNs that changed."""
         gone = self.luns
         self._mapped.clear()
         for mapped in gone:
-            mapped.leaving = True
+            mapped.hidden = mapped.leaving = True
         if gone and self.on_luns is not None:
             await self.on_luns()
         # One look for them all: of 16384 LUNs few have anything in flight.
@@ -200,6 +258,7 @@ class Port:
         self._target.nexus_removed(mapped)
         await mapped.gate.retire()
         lib.vs_nexus_destroy(mapped.handle)
+        mapped.gone.set()
 
     def resumed(self) -> None:
         """Who is behind the port was there before this process was and has noticed nothing: no power came on for it."""
@@ -251,6 +310,13 @@ class Port:
             async for mapped in sliced(places)
             if mapped.itl in tasks or lib.vs_pins_busy(lib.vs_nexus_pins(mapped.handle))
         }
+
+
+def _tell_others(changed: Iterable[MappedLun]) -> None:
+    """Initiators learn of other LUNs that have ever asked for anything here (SPC-5 6.33)."""
+    new = {mapped.itl for mapped in changed}
+    for nexus in {id(itl.nexus): itl.nexus for itl in new}.values():
+        nexus.luns_changed(besides=new)
 
 
 def _by_unit(places: Iterable[MappedLun]) -> dict[Unit, list[MappedLun]]:

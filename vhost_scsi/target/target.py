@@ -23,6 +23,8 @@ from vhost_scsi.target.port_ids import PortIds, PortIdsInMemory
 from vhost_scsi.target.tmf import TaskManagementFunction
 from vhost_scsi.target.unit import Unit
 
+_INQUIRY: Final = b"\x12"
+
 
 class Target:
     """All calls come from the loop's thread. One target for one core. `port_ids` gives its ports their numbers."""
@@ -97,6 +99,12 @@ class Target:
             self._answer_without_unit(task)
             return
         mapped = self._mapped[task.nexus]
+        if mapped.hidden and task.cdb[:1] == _INQUIRY:
+            # Who asks whether it is there is told that it is not; who knows it has a moment to write back.
+            outcome = absent_unit(task.cdb, mapped.itl.nexus)
+            self.core.answers.complete(task, outcome.status, outcome.sense, outcome.data_in)
+            self.core.flush_soon()
+            return
         scsi_task = self._run_in_c.get(task.notify) or Task(
             mapped.itl,
             task.tag,

@@ -61,7 +61,7 @@ class Unit:
         self.store = store
         self._core = core
         medium = StoreMedium(core, spec, store)
-        _check_size(spec, store)
+        check_size(spec, store)
         self.cookie: Final = core.cookie()
         out = ffi.new("vs_lu **")
         err = lib.vs_lu_create(core.handle, medium.params(self.cookie), store.handle, out)
@@ -204,7 +204,7 @@ class Unit:
         """Puts a medium in and closes the drive; it takes the store over. Raises ConfigError (the store is then still
         the caller's) where there is a medium already or the store does not suit the unit."""
         drive = self._removable()
-        _check_size(self.spec, store)
+        check_size(self.spec, store)
         async with self.logical_unit.held():
             if drive.present:
                 raise ConfigError(f"logical unit {self.name} has a medium: eject it first")
@@ -255,7 +255,8 @@ def _nothing(core: Core, spec: LuSpec) -> Store:
     return open_store(f"null:{spec.block_size}", core)
 
 
-def _check_size(spec: LuSpec, store: Store) -> None:
+def check_size(spec: LuSpec, store: Store) -> None:
+    """Raises ConfigError for a store that cannot be the unit's."""
     size = store.info.size
     if spec.block_size < 512 or spec.block_size & (spec.block_size - 1) or spec.block_size > 1 << 20:
         raise ConfigError(

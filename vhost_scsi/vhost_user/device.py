@@ -21,6 +21,7 @@ from vhost_scsi.errors import ConfigError
 from vhost_scsi.log_limit import LimitedLog
 from vhost_scsi.target import Port
 from vhost_scsi.vhost_user import control_queue, inflight
+from vhost_scsi.vhost_user.events import Events
 from vhost_scsi.vhost_user.features import Feature, feature_names
 from vhost_scsi.vhost_user.inflight import InflightMemory
 from vhost_scsi.vhost_user.messages import Inflight, MemoryRegion, VringAddr
@@ -40,8 +41,13 @@ DEFAULT_CREDIT: Final = 128
 """tasks of one device that Python decides at a time"""
 CONTROL, EVENT, FIRST_REQUEST = 0, 1, 2
 OFFERED: Final = (
-    # Not SCSI_HOTPLUG, SCSI_CHANGE: nothing sends an event yet.
-    Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1 | Feature.ANY_LAYOUT | Feature.RING_PACKED
+    Feature.SCSI_HOTPLUG
+    | Feature.SCSI_CHANGE
+    | Feature.INDIRECT_DESC
+    | Feature.EVENT_IDX
+    | Feature.VERSION_1
+    | Feature.ANY_LAYOUT
+    | Feature.RING_PACKED
 )
 PACKED_START: Final = 0x8000_8000
 """where a packed ring begins that nobody has used: both places 0, both wrap counters 1 (virtio 1.3, 2.8.1)"""
@@ -165,6 +171,8 @@ class VirtioScsiDevice:
         core.listen(lib.VS_UP_CTRL, port.cookie, lambda up: self._control.arrived(up.ctrl))
         core.listen(lib.VS_UP_QUEUE_ERROR, port.cookie, self._queue_error)
         port.on_luns = self.publish_luns
+        self.events: Final = Events(core, self.handle)
+        port.events = self.events
 
     async def close(self) -> None:
         """The server is closed: nothing runs any more."""
@@ -172,7 +180,7 @@ class VirtioScsiDevice:
         await self._control.idle()
         self._core.unlisten(lib.VS_UP_CTRL, self.port.cookie)
         self._core.unlisten(lib.VS_UP_QUEUE_ERROR, self.port.cookie)
-        self.port.on_luns = None
+        self.port.on_luns = self.port.events = None
         lib.vs_vdev_destroy(self.handle)
 
     async def publish_luns(self) -> None:
@@ -188,7 +196,7 @@ class VirtioScsiDevice:
     # ---- features --------------------------------------------------------------------------------------------------
 
     def set_features(self, features: int) -> None:
-        self._acked = features
+        self._acked = self.events.features = features
         self.connected = True
 
     def _ring_features(self) -> int:
@@ -416,6 +424,7 @@ class VirtioScsiDevice:
         if self._inflight is not None:
             self._inflight.forget(self._ring_features())
         self._left = set()
+        await self.events.forget()
         self.status = 0
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
@@ -550,7 +559,8 @@ class VirtioScsiDevice:
                 _close(fd)
         self._rings = [_Ring() for _ in range(self.num_queues)]
         self.set_backend_channel(None)
-        self._acked = self.status = 0
+        self._acked = self.status = self.events.features = 0
+        await self.events.forget()
         self.connected = False
 
     # ---- errors and inspection -------------------------------------------------------------------------------------

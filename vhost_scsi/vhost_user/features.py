@@ -39,8 +39,8 @@ LAYOUTS = Feature.RING_PACKED | Feature.IN_ORDER
 
 # QEMU's vhost-user-scsi masks only some bits by the back end's offer and sets the others from its own properties.
 # These ask nothing of us that we do not do anyway: VERSION_1 and ANY_LAYOUT leave the split layout of a little-endian
-# guest as it is, and we never rely on message framing (virtio 1.3, 2.7.4); CHANGE only lets us send an event.
-HARMLESS_UNOFFERED = Feature.VERSION_1 | Feature.ANY_LAYOUT | Feature.SCSI_CHANGE
+# guest as it is, and we never rely on message framing (virtio 1.3, 2.7.4).
+HARMLESS_UNOFFERED = Feature.VERSION_1 | Feature.ANY_LAYOUT
 
 
 def feature_names(bits: int) -> list[str]:
