@@ -43,21 +43,10 @@ INTERNAL_ERROR: Final = 70
 INTERRUPTED: Final = 130
 
 
-class RootGroup(click.Group):
-    """Loads subcommands late, and makes every error one line."""
+class OneLine(click.Command):
+    """A program of ours: every error is one line, and has its exit code."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"vhost_scsi.cli.{COMMANDS[cmd_name][0]}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+    program = "vhost-scsi"
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         run: Callable[..., Any] = super().main
@@ -70,7 +59,7 @@ class RootGroup(click.Group):
             self._say("interrupted")
             code = INTERRUPTED
         except click.ClickException as error:
-            self._say(_usage_line(error))
+            self._say(_usage_line(error, self.program))
             code = error.exit_code
         raise SystemExit(code if isinstance(code, int) else 0)
 
@@ -90,12 +79,28 @@ class RootGroup(click.Group):
             self._say(f"internal error, please report it: {type(error).__name__}: {error} (--debug shows where)")
             ctx.exit(INTERNAL_ERROR)
 
-    @staticmethod
-    def _say(message: str) -> None:
-        click.echo(f"vhost-scsi: {printable(message)}", err=True)
+    def _say(self, message: str) -> None:
+        click.echo(f"{self.program}: {printable(message)}", err=True)
 
 
-def _usage_line(error: click.ClickException) -> str:
+class RootGroup(OneLine, click.Group):
+    """Loads subcommands late."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"vhost_scsi.cli.{COMMANDS[cmd_name][0]}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+
+def _usage_line(error: click.ClickException, program: str) -> str:
     """A mistake on the command line, as one line that says where help is."""
     message = " ".join(error.format_message().split())
     if not isinstance(error, click.UsageError):
@@ -103,7 +108,7 @@ def _usage_line(error: click.ClickException) -> str:
     # The program's name may be a path (python -m); the words after it are the subcommand.
     words = " ".join(error.ctx.command_path.split()[1:]) if error.ctx is not None else ""
     where = f"{words}: " if words else ""
-    return f"{where}{message.rstrip('.')} (see {' '.join(['vhost-scsi', *words.split()])} --help)"
+    return f"{where}{message.rstrip('.')} (see {' '.join([program, *words.split()])} --help)"
 
 
 @click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -10,11 +10,10 @@ import click
 
 from vhost_scsi.cli.daemon_options import connect, which_daemon
 from vhost_scsi.cli.output import print_json, print_table, say, size
-from vhost_scsi.cli.target_words import absolute
 from vhost_scsi.daemon import grammar
 from vhost_scsi.daemon.hot_plug import MAX_PATIENCE
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.stores import parse_store, values
+from vhost_scsi.stores import absolute, parse_store, values
 
 
 @click.group("lun")

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,13 +58,18 @@ def command(**options: Any) -> None:
     overwrite_rate, outstanding, queue_depth, command_timeout, retries, vendor, product, revision, serial, naa, eui64,
     mode_pages, vpd_pages.
     """
+    run_daemon(options, lambda daemon, hints: _say_ready(daemon, hints, options["as_json"]))
+
+
+def run_daemon(options: dict[str, Any], ready: Callable[[Service, list[str]], None] | None) -> None:
+    """A daemon in the foreground, to its end. `ready` is told when it serves, with words for QEMU's command line."""
     from vhost_scsi.daemon import logs, loop, service, systemd
 
     listen_fds = systemd.take_listen_fds()
     config = configuration(options, activated=bool(listen_fds))
     logs.configure(config.log_level, config.log_format)
     service.prepare_process()
-    hints = qemu_hints(config, options) if config.port else []
+    hints = qemu_hints(config, options) if config.port and ready is not None else []
 
     async def run(watch: loop.StallWatch) -> None:
         daemon = service.Service(
@@ -75,7 +81,7 @@ def command(**options: Any) -> None:
             config_path=options["config_path"],
             watch=watch,
         )
-        await daemon.run(lambda: _say_ready(daemon, hints, options["as_json"]))
+        await daemon.run(lambda: ready(daemon, hints) if ready is not None else None)
 
     loop.run(run)
 

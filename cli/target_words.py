@@ -5,14 +5,13 @@ and stands elsewhere. Whether a table makes sense, the daemon says.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from vhost_scsi.daemon.grammar import logical_unit
 from vhost_scsi.errors import ConfigError
-from vhost_scsi.stores import StoreSpec, parse_store
+from vhost_scsi.stores import absolute, parse_store
 
 ENVIRONMENT: Final = "env:"
 
@@ -37,19 +36,6 @@ def luns(texts: Iterable[str], known: Collection[str]) -> tuple[dict[str, str], 
             raise ConfigError(f"--lun {text}: the daemon has no logical unit of that name, and there is no such file")
         made[lun] = {**table, "url": str(spec)}
     return named, made
-
-
-def absolute(spec: StoreSpec) -> StoreSpec:
-    """The same store from wherever it is looked at."""
-    groups = tuple(
-        {name: os.path.abspath(value) if name == "file" else value for name, value in group.items()}
-        for group in spec.groups
-    )
-    if spec.lower is not None:
-        return dataclasses.replace(spec, groups=groups, lower=absolute(spec.lower))
-    return (
-        dataclasses.replace(spec, groups=groups, target=os.path.abspath(spec.target)) if spec.kind == "file" else spec
-    )
 
 
 def settings(options: dict[str, Any]) -> dict[str, Any]:

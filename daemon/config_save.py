@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vhost_scsi.daemon.config import ISCSI_PLACE, DaemonConfig
 from vhost_scsi.daemon.takeover import same_unit
 from vhost_scsi.errors import ConfigError
 from vhost_scsi.iscsi import names
+from vhost_scsi.stores import absolute, parse_store, store_from_table
 
 
 def plain_tables(config: DaemonConfig) -> dict[str, Any]:
@@ -35,9 +36,9 @@ def plain_tables(config: DaemonConfig) -> dict[str, Any]:
 
 
 def whole_text(config: DaemonConfig) -> str:
-    """All of it as TOML."""
+    """All of it as TOML, with absolute paths: it says the same from wherever it is read."""
     document = tomlkit.document()
-    tables = plain_tables(config)
+    tables = _with_absolute_paths(config)
     for name, value in sorted(tables.items(), key=lambda item: isinstance(item[1], dict)):
         if name in ("lu", "port"):
             group = tomlkit.table(is_super_table=True)
@@ -47,6 +48,39 @@ def whole_text(config: DaemonConfig) -> str:
         else:
             document[name] = _item(value, top=True)
     return _spaced(tomlkit.dumps(document))
+
+
+def _with_absolute_paths(config: DaemonConfig) -> dict[str, Any]:
+    """`plain_tables`, from this process's directory."""
+    tables = plain_tables(config)
+    for name, unit in tables.get("lu", {}).items():
+        lu = config.lu[name]
+        if lu.empty:
+            continue
+        spec = parse_store(lu.url)[0] if lu.url is not None else store_from_table(lu.store or {})
+        if absolute(spec) != spec:
+            unit.pop("store", None)
+            unit["url"] = str(absolute(spec))
+    _make_absolute(tables, ("control", "state_dir"))
+    for port in tables.get("port", {}).values():
+        _make_absolute(port, ("socket",))
+    _make_secrets_absolute(tables.get("iscsi", {}))
+    return tables
+
+
+def _make_absolute(table: dict[str, Any], keys: Iterable[str]) -> None:
+    for key in keys:
+        if key in table:
+            table[key] = os.path.abspath(table[key])
+
+
+def _make_secrets_absolute(value: Any) -> None:
+    """Those of a table and of all below it."""
+    if isinstance(value, dict):
+        _make_absolute(value, ("secret_file",))
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _make_secrets_absolute(each)
 
 
 def _spaced(text: str, before: str = "") -> str:

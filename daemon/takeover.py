@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from vhost_scsi.daemon import logs, units
-from vhost_scsi.daemon.config import ISCSI_PLACE, DaemonConfig, LuConfig
+from vhost_scsi.daemon.config import ISCSI_PLACE, DaemonConfig, LuConfig, PortConfig
 from vhost_scsi.daemon.iscsi_config import Known, make_all
 from vhost_scsi.iscsi import names
 from vhost_scsi.target import check_size
@@ -78,10 +78,15 @@ def possible(running: DaemonConfig, fresh: DaemonConfig) -> Possible:
     update = {name: getattr(fresh, name) for name in ALWAYS}
     update |= {"lu": found, "map": {**on_ports, **in_targets}, "iscsi": source.iscsi}
     update["port"] = {
-        name: port.model_copy(update={"spare": fresh.port[name].spare}) if name in fresh.port else port
+        name: port if name not in fresh.port else _as_spare(port, fresh.port[name].spare)
         for name, port in running.port.items()
     }
     return Possible(running.model_copy(update=update), tuple(fixed))
+
+
+def _as_spare(port: PortConfig, spare: bool) -> PortConfig:
+    # What nobody gave is not written out as if somebody had.
+    return port if port.spare == spare else port.model_copy(update={"spare": spare})
 
 
 def _on_ports(running: DaemonConfig, fresh: DaemonConfig) -> dict[str, str]:

@@ -11,7 +11,7 @@ from vhost_scsi.stores.errors import StoreConfigError, StoreError, StoreErrorKin
 from vhost_scsi.stores.opening import open_store, open_store_when_free
 from vhost_scsi.stores.python import PythonStore
 from vhost_scsi.stores.registry import KINDS
-from vhost_scsi.stores.spec import StoreSpec, parse_store, store_from_table
+from vhost_scsi.stores.spec import StoreSpec, absolute, parse_store, store_from_table
 from vhost_scsi.stores.store import Capability, Extent, Store, StoreInfo, StoreStats
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "StoreInfo",
     "StoreSpec",
     "StoreStats",
+    "absolute",
     "open_store",
     "open_store_when_free",
     "parse_store",

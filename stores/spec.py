@@ -12,9 +12,10 @@ like something else. NAME alone means NAME=on. Nothing is opened here.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vhost_scsi.stores.errors import StoreConfigError
@@ -42,6 +43,17 @@ class StoreSpec:
             rules = ";".join(groups)
             return f"{self.kind}({rules}):{self.lower}" if rules else f"{self.kind}:{self.lower}"
         return ",".join([f"{self.kind}:{_doubled(self.target)}", *filter(None, groups)])
+
+
+def absolute(spec: StoreSpec) -> StoreSpec:
+    """The same store from wherever it is looked at."""
+    groups = tuple(
+        {name: os.path.abspath(value) if name == "file" else value for name, value in group.items()}
+        for group in spec.groups
+    )
+    if spec.lower is not None:
+        return replace(spec, groups=groups, lower=absolute(spec.lower))
+    return replace(spec, groups=groups, target=os.path.abspath(spec.target)) if spec.kind == "file" else spec
 
 
 def _doubled(text: str) -> str:

@@ -70,8 +70,8 @@ def test_ruff_lets_the_full_name_through() -> None:
 
 
 def top_level(names: list[str]) -> set[str]:
-    """The first words of an archive's paths, without the metadata folder that every wheel has."""
-    return {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
+    """The first words of an archive's paths, without a wheel's metadata and what it installs outside of Python."""
+    return {name.split("/")[0] for name in names if not name.split("/")[0].endswith((".dist-info", ".data"))}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,7 @@ def test_the_wheel_has_every_module_and_the_core(built: tuple[Path, Path]) -> No
         names = archive.namelist()
         assert expected == {name for name in names if name.endswith(".py")}
         assert "vhost_scsi/py.typed" in names
+        assert [name for name in names if name.endswith(".data/data/share/qemu/vhost-user/50-vhost-scsi.json")]
         assert [name for name in names if re.fullmatch(r"vhost_scsi/_core\..*so", name)]
         # Zip keeps a link as a tiny file with the link bit in its mode.
         assert [info.filename for info in archive.infolist() if (info.external_attr >> 28) == 0xA] == []
