@@ -19,6 +19,8 @@ typedef struct vs_io vs_io;
 typedef struct vs_ctrl vs_ctrl;
 typedef struct vs_ipdu vs_ipdu;
 typedef struct vs_irefusal vs_irefusal;
+typedef struct vs_hba vs_hba;
+typedef struct vs_hmsg vs_hmsg;
 
 /* ---- life cycle ---------------------------------------------------------------------------------------------------------------- */
 
@@ -61,6 +63,8 @@ enum vs_upcall_kind {
 	VS_UP_STORE_FAILED = 10, /* a flush failed for the first time: cookie = the LU's */
 	VS_UP_BUSY = 20,     /* vs_queue_tell_busy */
 	VS_UP_IREFUSED = 13, /* an iSCSI initiator was refused something: refusal; cookie = the connection's */
+	VS_UP_HMSG = 14,     /* a vfio-user message for Python: hmsg; cookie = the connection's */
+	VS_UP_HCONN = 15,    /* something happened to the vfio-user connection cookie: aux = enum vs_hba_event */
 };
 
 struct vs_upcall {
@@ -75,6 +79,7 @@ struct vs_upcall {
 	vs_io *io;
 	vs_ipdu *pdu;
 	vs_irefusal *refusal;
+	vs_hmsg *hmsg;
 };
 
 enum vs_layer { VS_LAYER_RING = 0, VS_LAYER_GATE = 1, VS_LAYER_CORE = 2, VS_LAYER_PYTHON = 3, VS_LAYER_STORE = 4, VS_LAYER_COMPLETION = 5 };
@@ -549,6 +554,71 @@ struct vs_iconn_info {
 };
 void vs_iconn_info(const vs_iconn *conn, struct vs_iconn_info *out);
 uint32_t vs_crc32c_of(uint32_t crc, const uint8_t *data, uint64_t length);
+
+/* ---- host adapters: PCI functions over vfio-user ------------------------------------------------------------------------------------------- */
+
+/* A function lives on one worker, which owns the socket of its client. What is rare goes up to Python as VS_UP_HMSG, one message at a time: the
+ * client's later messages wait until it is answered, answers to messages of our own do not. */
+enum vs_hba_chip {
+	VS_HBA_EXERCISER = 1, /* copies memory and raises its interrupt when told: for whoever tests the protocol */
+};
+enum { VS_HBA_REGIONS = 9, VS_HBA_IRQS = 5, VS_HBA_MSG_FDS = 8, VS_HBA_XFER_MAX = 65536, VS_HBA_WINDOWS_MAX = 1024 };
+struct vs_hba_params { uint64_t cookie; uint32_t worker; uint32_t chip; /* enum vs_hba_chip */ };
+int vs_hba_create(vs_core *core, const struct vs_hba_params *params, vs_hba **out);
+/* VS_UP_DONE. No client, no windows. */
+int vs_hba_destroy(vs_hba *hba, uint64_t cookie);
+
+enum vs_hba_region_flag { VS_HBA_REGION_READ = 1, VS_HBA_REGION_WRITE = 2, VS_HBA_REGION_MMAP = 4 };
+struct vs_hba_region_info { uint64_t size; uint32_t flags; int32_t fd; /* -1: cannot be mapped */ };
+int vs_hba_region_info(const vs_hba *hba, uint32_t index, struct vs_hba_region_info *out);
+uint32_t vs_hba_irq_count(const vs_hba *hba, uint32_t index);
+
+/* The hba owns fd from here, whatever it returns. One client at a time. */
+int vs_hba_attach(vs_hba *hba, int fd, uint64_t conn_cookie);
+/* The version is agreed upon: region accesses are served from here on. max_xfer: bytes that the client takes in one message, max_fds: descriptors. */
+int vs_hba_open(vs_hba *hba, uint32_t max_xfer, uint64_t cookie);
+/* VS_UP_DONE when the client is gone: its socket and interrupts are closed, every message was answered. The windows stay: take them away next. */
+int vs_hba_detach(vs_hba *hba, uint64_t cookie);
+
+enum vs_hba_event {
+	VS_HBA_PEER_CLOSED = 1, VS_HBA_SOCKET_ERROR = 2, VS_HBA_BAD_SIZE = 3 /* of a message */, VS_HBA_BAD_TYPE = 4 /* neither command nor reply */,
+	VS_HBA_FDS_LOST = 5 /* more descriptors than a message may have */, VS_HBA_NO_MEMORY = 6, VS_HBA_TRUNCATED = 7 /* ended within a message */,
+};
+/* VS_UP_HCONN: aux = enum vs_hba_event; nothing more is read, the client waits for vs_hba_detach. */
+struct vs_hmsg_info {
+	uint64_t conn_cookie;
+	const uint8_t *data;        /* what follows the header */
+	uint32_t length;
+	uint32_t nfds;
+	uint16_t id;
+	uint16_t command;
+	uint32_t flags;
+};
+void vs_hmsg_info(const vs_hmsg *msg, struct vs_hmsg_info *out);
+int vs_hmsg_take_fd(vs_hmsg *msg, uint32_t index); /* the caller's from here; -1: there is none. What is left is closed with the answer */
+/* Answers, unless the client wants none; error: an errno, then there is no data. fds are duplicated. The message is gone, also on -ENOMEM, which
+ * the client sees as its error. */
+int vs_hmsg_reply(vs_core *core, vs_hmsg *msg, uint32_t error, const uint8_t *data, uint32_t length, const int32_t *fds, uint32_t nfds);
+
+/* Windows of the client's memory, in any order, none over another. A window with VS_HBA_DIRECT is what map maps there, else map is an empty one, and its
+ * bytes are asked for by messages. Each has its own map, for the pins of what uses it. VS_UP_DONE: nothing new uses what is not in the table. */
+enum vs_hba_window_flag { VS_HBA_DMA_READ = 1, VS_HBA_DMA_WRITE = 2, VS_HBA_DIRECT = 4 };
+struct vs_hba_window { uint64_t addr; uint64_t size; uint32_t flags; uint32_t reserved; vs_memmap *map; };
+int vs_hba_set_windows(vs_hba *hba, const struct vs_hba_window *windows, uint32_t n, uint64_t cookie);
+/* Takes the descriptors (-1: none) as what signals irqs start... of index; VS_UP_DONE. They are closed where this fails, too. */
+int vs_hba_set_irq_fds(vs_hba *hba, uint32_t index, uint32_t start, uint32_t count, const int32_t *fds, uint64_t cookie);
+int vs_hba_reset(vs_hba *hba, uint64_t cookie); /* VS_UP_DONE when what the function did has ended */
+
+struct vs_hba_stats {
+	uint64_t reads, writes;     /* region accesses; each write of a multiple one counts */
+	uint64_t interrupts, interrupts_masked;
+	uint64_t messages;          /* of the client, all */
+	uint64_t dma_messages;      /* of ours */
+	uint64_t dma_faults;        /* accesses to memory that is not there, or that the client did not answer */
+	uint64_t stray_replies;     /* to nothing that we asked */
+	uint64_t refused;           /* messages that were answered with an error here */
+};
+void vs_hba_stats(const vs_hba *hba, struct vs_hba_stats *out);
 
 /* ---- barriers for the Python side of a ring ------------------------------------------------------------------------------------------------ */
 

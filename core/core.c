@@ -227,6 +227,9 @@ static void hand_over(struct vs_core *c, struct vs_upnode *n, struct vs_upcall *
 	case VS_UP_IREFUSED:
 		up->refusal = n->object;
 		break;
+	case VS_UP_HMSG:
+		up->hmsg = n->object;
+		break;
 	case VS_UP_EPOCH:
 		/* The node is the worker's again with this store: nothing may be read from it after. Read the newest epoch: the worker may have
 		 * moved on before it could send again. */

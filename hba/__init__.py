@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emulated parallel-SCSI host adapters over vfio-user; empty until that transport is built."""
+"""PCI functions over vfio-user, and one day the parallel-SCSI host adapters among them: what is rare, in Python.
+
+The socket, register accesses, interrupts and the client's memory are the data plane's (core/hba_*.c). Here a client
+is accepted, a version agreed upon, memory mapped and taken away, interrupts set up, and the function reset.
+"""
 
 if not __name__.startswith("vhost_scsi."):
     raise ImportError("this folder is vhost_scsi.hba; it has no other import name")

@@ -8,6 +8,7 @@ here. It does not hold SCSI outcomes (those are values) nor anything that a gues
     ├── ConfigError                             3   what we were told to do makes no sense, or cannot be done here
     │   └── SocketInUse                         4   another live server already listens on that path
     ├── vhost_user.rules.ProtocolError          5   a vhost-user peer broke a rule (a server answers it, never exits)
+    ├── hba.messages.Refused                    1   a vfio-user message is answered with an errno (likewise)
     ├── daemon.errors                     6-9, 14   no daemon, a refused request, a drain or a back end that failed
     └── qemu.errors                         10-13   QEMU, or the guest in it
 
