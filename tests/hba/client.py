@@ -91,7 +91,8 @@ class Client:
         head = wire.HEADER.build({"id": number, "command": command, "size": size, "flags": flags, "error": 0})
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([head + data], ancillary)
-        self.sock.sendall((head + data)[sent:])
+        if sent < len(head + data):  # else the server may have answered and closed already
+            self.sock.sendall((head + data)[sent:])
         return number
 
     def _exactly(self, n: int, fds: list[int]) -> bytes:
