@@ -20,6 +20,7 @@ static struct vs_driver driver;
 static struct slot slots[DEPTH_MAX];
 static uint32_t slot_of[RING], depth;
 static uint64_t blocks, state = 88172645463325252ull;
+static bool warm; /* the unit attention of a new nexus ends reads of the first run */
 
 static void die(const char *what)
 {
@@ -74,7 +75,7 @@ static uint32_t collect(bool again)
 	while ((r = vs_driver_collect(&driver, &head, &written)) == 1) {
 		const struct slot *s = &slots[slot_of[head]];
 
-		if (s->response[10] || s->response[11] || written != RESPONSE + LENGTH)
+		if (warm && (s->response[10] || s->response[11] || written != RESPONSE + LENGTH))
 			die("a read that did not end well");
 		if (again)
 			submit(slot_of[head]);
@@ -143,7 +144,7 @@ int main(int argc, char **argv)
 	       (unsigned long long)guest.size, VS_GUEST_ADDR, RING, (unsigned long long)driver.desc_addr, (unsigned long long)driver.avail_addr,
 	       (unsigned long long)driver.used_addr);
 	fflush(stdout);
-	while (fgets(line, sizeof(line), stdin))
+	for (; fgets(line, sizeof(line), stdin); warm = true)
 		run(atof(line));
 	vs_driver_destroy(&driver);
 	vs_guest_destroy(&guest);

@@ -99,14 +99,16 @@ def show(queue: str | None, source: str | None, tables: bool, name: str, control
     INDEX is 0 for the control queue, 1 for the event queue, and from 2 on for request queues. With --from no daemon is
     asked, and the file may come from another machine.
     """
-    answer = obtain("queue.show", queue, source, name, control)
+    answer = obtain("queue.show", queue, source, name, control, tables=tables)
     if as_json:
         print_json(answer)
         return
     queue_show.print_queue(answer, tables=tables)
 
 
-def obtain(method: str, queue: str | None, source: str | None, name: str, control: str | None) -> dict[str, Any]:
+def obtain(
+    method: str, queue: str | None, source: str | None, name: str, control: str | None, **more: Any
+) -> dict[str, Any]:
     """What a daemon says of a queue, or what a dump says."""
     if (queue is None) == (source is None):
         raise click.UsageError(f"either {QUEUE_METAVAR} or --from DUMP is wanted")
@@ -117,7 +119,7 @@ def obtain(method: str, queue: str | None, source: str | None, name: str, contro
     assert queue is not None
     parameters = parse_queue(queue)
     with connect(name, control) as daemon:
-        return daemon.call(method, **parameters)
+        return daemon.call(method, **parameters, **more)
 
 
 @command.command("check")

@@ -41,6 +41,8 @@ SHOW_ATTEMPTS: Final = 3
 """looks at a ring that moves, before it is shown as it moved"""
 LIST_SECONDS: Final = 2.0
 """that a list of requests may spend on rings; hostile ones can be long"""
+HURRIED: Final = 8
+"""requests taken while a ring was read: it will not hold still the next time either"""
 MAX_ROWS: Final = 4096
 MAX_SETTLE_MS: Final = 10_000
 _PORT: Final = Param("port", "string", "name of the port; may be left out where there is one")
@@ -54,7 +56,7 @@ def rows(service: Service) -> tuple[Method, ...]:
         Method("queue.list", "every virtqueue of every port", calls.queue_list),
         Method(
             "queue.show", "one virtqueue: indices, flags, ring, and the requests in it", calls.queue_show,
-            (_INDEX, _PORT),
+            (_INDEX, _PORT, Param("tables", "boolean", "with every descriptor of every chain")),
         ),
         Method("queue.dump", "all that is known of one virtqueue, for a file", calls.queue_dump, (_INDEX, _PORT)),
         Method("queue.check", "what is wrong with a virtqueue, or with all of them", calls.queue_check, (
@@ -99,10 +101,10 @@ class Inspection:
             for index in range(serving.device.num_queues)
         ]  # fmt: skip
 
-    async def queue_show(self, index: int, port: str | None = None) -> dict[str, Any]:
-        return await self.shown(self.serving(port), index)
+    async def queue_show(self, index: int, port: str | None = None, tables: bool = False) -> dict[str, Any]:
+        return await self.shown(self.serving(port), index, tables=tables)
 
-    async def shown(self, serving: Serving, index: int) -> dict[str, Any]:
+    async def shown(self, serving: Serving, index: int, *, tables: bool) -> dict[str, Any]:
         """All of one queue, as values."""
         look = await self.look(serving, index)
         row = queue_row(serving.name, serving.device, index)
@@ -113,7 +115,9 @@ class Inspection:
             return {
                 "queue": row,
                 "worker": worker,
-                "ring": ring_view(look.ring, look.status, look.settled) if look.ring is not None else None,
+                "ring": ring_view(look.ring, look.status, look.settled, tables=tables)
+                if look.ring is not None
+                else None,
                 "tasks": [task_row(task, units, serving.name) for task in look.tasks],
                 "lying": _lying(serving, index, look.ring, set())[:MAX_ROWS] if look.ring is not None else [],
             }
@@ -135,7 +139,7 @@ class Inspection:
             now = serving.device.queue(index)
             still = (now.used_idx, now.used_wrap, now.requests) == (status.used_idx, status.used_wrap, status.requests)
             settled = None if still else {task.head for task in tasks if (task.head, task.tag) in later}
-            if still and not ring.snapshot.moved:
+            if (still and not ring.snapshot.moved) or (now.requests - status.requests) > HURRIED:
                 break
         return QueueLook(status, tasks, ring, settled)
 
@@ -167,7 +171,7 @@ class Inspection:
     async def dumped(self, serving: Serving, index: int, why: str) -> dict[str, Any]:
         self._require(serving, index)
         found = await queue_check.check(self._service.core, self.look, [(serving, index)], queue_check.SETTLE_MS)
-        return make_dump(await self.shown(serving, index), found[0], why, self._service.config.name)
+        return make_dump(await self.shown(serving, index, tables=True), found[0], why, self._service.config.name)
 
     # ---- requests --------------------------------------------------------------------------------------------------
 

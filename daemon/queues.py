@@ -109,7 +109,7 @@ def task_row(task: TaskSnapshot, units: Units, port: str) -> dict[str, Any]:
         "segments": task.in_segments + task.out_segments,
         "age_us": task.age_ns // 1000,
         "layer": task.layer,
-        "gate": [bit.name for bit in GateBit if bit & task.gate],
+        "gate": [bit.name for bit in GateBit if bit & task.gate] if task.gate else [],
         "layer_us": task.layer_ns // 1000,
         "worker": task.worker,
         "aborted": task.aborted,
@@ -230,14 +230,16 @@ def segment_rows(found: tuple[list[Segment], int] | None) -> dict[str, Any] | No
 # ---- rings -----------------------------------------------------------------------------------------------------------
 
 
-def ring_view(look: RingLook, status: QueueStatus, settled: set[int] | None = None) -> dict[str, Any]:
+def ring_view(
+    look: RingLook, status: QueueStatus, settled: set[int] | None = None, *, tables: bool = False
+) -> dict[str, Any]:
     """What the walker saw in the guest's memory, with the device's own position beside it.
 
     `settled`: the heads that were the device's all the time while the ring was read, None if all were. Of the others
-    no rule can be said to be broken.
+    no rule can be said to be broken. `tables`: with every descriptor of every chain.
     """
     snapshot = look.snapshot
-    told = MAX_DESCRIPTORS
+    told = MAX_DESCRIPTORS if tables else 0
     chains = []
     for chain in snapshot.chains[:MAX_CHAINS]:
         chains.append(_chain(chain, settled, told))

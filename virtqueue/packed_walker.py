@@ -12,20 +12,32 @@ nothing can be listed. Of what is in flight only the ids are known, from whoever
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from vhost_scsi.virtqueue.chains import Budget, Chain, ChainWalk, Descriptor, HeadState, Violation, members
-from vhost_scsi.virtqueue.layout import DESC_ALIGN, DESC_BYTES, MAX_QUEUE_SIZE, DescFlag, RingAddresses
+from vhost_scsi.virtqueue.chains import (
+    INDIRECT,
+    NEXT,
+    Budget,
+    Chain,
+    ChainWalk,
+    Descriptor,
+    HeadState,
+    Violation,
+    members,
+)
+from vhost_scsi.virtqueue.layout import DESC_ALIGN, DESC_BYTES, MAX_QUEUE_SIZE, RingAddresses
 from vhost_scsi.virtqueue.memory import AddressError, ReadableMemory
 from vhost_scsi.virtqueue.packed_layout import EVENT_ALIGN, EVENT_BYTES, EVENT_MODE_MASK, EventMode, PackedLayout, Place
 from vhost_scsi.virtqueue.ring_rules import RingRule
 from vhost_scsi.virtqueue.walker import ATTEMPTS, DEFAULT_MAX_DESCRIPTORS
 
 # Descriptor's fields by the names that they have in chains: the buffer id stands where `next` is kept.
+_ENTRY: Final = struct.Struct("<QIHH")
 _DTYPE: Final = np.dtype([("addr", "<u8"), ("len", "<u4"), ("next", "<u2"), ("flags", "<u2")])
 
 
@@ -117,15 +129,20 @@ class PackedChainWalk(ChainWalk):
 
     def __init__(self, memory: ReadableMemory, table: bytes, size: int, indirect: bool, budget: Budget) -> None:
         super().__init__(memory, table, size, indirect, budget)
-        self._table = np.frombuffer(table, dtype=_DTYPE)
         self.end = Place()
+
+    @staticmethod
+    def _fields(raw: bytes, index: int) -> tuple[int, int, int, int]:
+        """2.8.13: the buffer id stands before the flags; it is kept where `next` is."""
+        address, length, following, flags = _ENTRY.unpack_from(raw, index * DESC_BYTES)
+        return address, length, flags, following
 
     def walk_from(self, place: Place, room: int) -> Chain:
         """The list that begins at `place` and may hold `room` descriptors; `end` is the place behind it."""
         self.end = place
         last: Descriptor | None = None
         while True:
-            descriptor = self._take(self.end.index, False, self._table[self.end.index])
+            descriptor = self._take(self.end.index, False, self._fields(self._table, self.end.index))
             if descriptor is None:
                 break
             if not self.end.is_avail(descriptor.flags):
@@ -133,7 +150,7 @@ class PackedChainWalk(ChainWalk):
                 break
             self.end = self.end.forward(1, self._size)
             room -= 1
-            if descriptor.flags & DescFlag.INDIRECT:
+            if descriptor.flags & INDIRECT:
                 if last is not None:
                     self._breaks(RingRule.INDIRECT_WITH_NEXT, descriptor)
                 last = descriptor
@@ -141,7 +158,7 @@ class PackedChainWalk(ChainWalk):
                 break
             last = descriptor
             self._buffer(descriptor)
-            if not descriptor.flags & DescFlag.NEXT:
+            if not descriptor.flags & NEXT:
                 break
             if room <= 0:
                 self._breaks(RingRule.CHAIN_TOO_LONG, descriptor)
@@ -154,16 +171,17 @@ class PackedChainWalk(ChainWalk):
 
     def _walk_table(self, table: Descriptor) -> None:
         """2.8.7: every entry counts, and of its flags only WRITE does; 2.8.19 forbids the others."""
+        whole = self._short_table(table)
         for index in range(table.length // DESC_BYTES):
             try:
-                raw = self._memory.read(table.address + index * DESC_BYTES, DESC_BYTES)
+                fields = self._entry(table, whole, index)
             except AddressError:
                 self._breaks(RingRule.INDIRECT_TABLE_UNMAPPED, table, table.address)
                 return
-            descriptor = self._take(index, True, np.frombuffer(raw, dtype=_DTYPE)[0])
+            descriptor = self._take(index, True, fields)
             if descriptor is None:
                 return
-            if descriptor.flags & DescFlag.INDIRECT:
+            if descriptor.flags & INDIRECT:
                 self._breaks(RingRule.INDIRECT_IN_INDIRECT, descriptor)
                 return
             self._buffer(descriptor)

@@ -48,7 +48,7 @@ def one_input(data: bytes) -> None:
     headers = read_headers(memory, snapshot.chains)
     seen = RingLook(snapshot, headers, ring.event_idx)
     settled = set(in_flight) if choice & 16 else None
-    rows: list[object] = [ring_view(seen, STATUS, settled)]
+    rows: list[object] = [ring_view(seen, STATUS, settled, tables=True)]
     rows += [finding_row(finding) for finding in findings(snapshot, settled)]
     for queue in (0, 2):
         rows += [
