@@ -561,6 +561,7 @@ uint32_t vs_crc32c_of(uint32_t crc, const uint8_t *data, uint64_t length);
  * client's later messages wait until it is answered, answers to messages of our own do not. */
 enum vs_hba_chip {
 	VS_HBA_EXERCISER = 1, /* copies memory and raises its interrupt when told: for whoever tests the protocol */
+	VS_HBA_LSI53C895A = 2, /* without a device on its SCSI bus */
 };
 enum { VS_HBA_REGIONS = 9, VS_HBA_IRQS = 5, VS_HBA_MSG_FDS = 8, VS_HBA_XFER_MAX = 65536, VS_HBA_WINDOWS_MAX = 1024 };
 struct vs_hba_params { uint64_t cookie; uint32_t worker; uint32_t chip; /* enum vs_hba_chip */ };

@@ -440,6 +440,8 @@ static int function_init(struct vs_hba *h, uint32_t chip)
 	switch (chip) {
 	case VS_HBA_EXERCISER:
 		return vs_hba_exerciser_init(h);
+	case VS_HBA_LSI53C895A:
+		return vs_hba_lsi_init(h);
 	default:
 		return -EINVAL;
 	}

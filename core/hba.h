@@ -144,5 +144,6 @@ void vs_hba_dma_reply(struct vs_hba *h, const struct vs_hba_header *m, const uin
 void vs_hba_dma_drop(struct vs_hba *h); /* the client is gone */
 /* the functions: set regions, irq_counts, ops and function. 0 or -errno. */
 int vs_hba_exerciser_init(struct vs_hba *h);
+int vs_hba_lsi_init(struct vs_hba *h);
 
 #endif

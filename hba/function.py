@@ -21,6 +21,7 @@ IRQS: Final = lib.VS_HBA_IRQS
 
 class Chip(IntEnum):
     EXERCISER = lib.VS_HBA_EXERCISER
+    LSI53C895A = lib.VS_HBA_LSI53C895A
 
 
 class Ending(IntEnum):

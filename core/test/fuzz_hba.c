@@ -4,7 +4,7 @@
  * asked for, and a control side that opens, answers late, moves windows, resets and lets go. The worker is turned by hand, so that an input does the
  * same each time. What the function sends must be whole messages; at the end nothing may be pinned.
  *
- * Input: steps: a byte that says which, then what it needs; missing bytes read as 0.
+ * Input: its last bit chooses the function; steps: a byte that says which, then what it needs; missing bytes read as 0.
  */
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -278,6 +278,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	gone = false;
 	nasked = 0;
 	event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	hrig_chip = size && data[size - 1] & 1 ? VS_HBA_LSI53C895A : VS_HBA_EXERCISER;
 	hrig_open(&r, VS_ENGINE_EPOLL);
 	p = hrig_window(&r, 0x1000, PAGE, VS_HBA_DMA_READ | VS_HBA_DMA_WRITE | VS_HBA_DIRECT);
 	hrig_window(&r, 0x2000, PAGE, VS_HBA_DMA_READ | VS_HBA_DMA_WRITE);

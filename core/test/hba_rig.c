@@ -12,10 +12,12 @@
 
 enum { CONN = 7, ORDER = 8 };
 
+uint32_t hrig_chip = VS_HBA_EXERCISER;
+
 void hrig_open(struct hrig *r, uint32_t engine)
 {
 	struct vs_config config = { .nworkers = 1, .engine = engine, .poll_mode = VS_POLL_NEVER, .io_threads = 1 };
-	struct vs_hba_params params = { .cookie = 1, .chip = VS_HBA_EXERCISER };
+	struct vs_hba_params params = { .cookie = 1, .chip = hrig_chip };
 
 	*r = (struct hrig){ .fd = -1 };
 	CHECK_EQ(vs_core_create(&config, &r->core), 0);

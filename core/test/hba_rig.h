@@ -27,6 +27,7 @@ struct hrig {
 };
 struct hanswer { struct vs_hba_header h; uint32_t length; uint8_t data[VS_HBA_PAYLOAD_MAX]; int fds[8]; uint32_t nfds; };
 
+extern uint32_t hrig_chip; /* enum vs_hba_chip of the functions that are opened next; the exerciser */
 void hrig_open(struct hrig *r, uint32_t engine);
 void hrig_close(struct hrig *r);
 void hrig_turn(struct hrig *r);

@@ -25,14 +25,14 @@ BUS_MASTER = 4
 
 
 class Bench:
-    """The exerciser (core/hba_exerciser.c), served at `path`."""
+    """A function, the exerciser (core/hba_exerciser.c) by default, served at `path`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, chip: Chip = Chip.EXERCISER) -> None:
         self.path = path
         self.thread = LoopThread()
         self.core = Core(CoreOptions(poll="never", io_threads=1))
         self.thread.call(self.core.start())
-        self.function = Function(self.core, Chip.EXERCISER)
+        self.function = Function(self.core, chip)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
         self.listener.listen()
