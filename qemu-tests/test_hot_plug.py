@@ -33,12 +33,19 @@ class Setup:
         return self.guest.check(command, 120)
 
     def disks(self) -> dict[str, str]:
-        """By H:C:T:L without the host: the name; of both controllers (the deaf one has targets from 8 on)."""
-        found = {}
-        for line in self.run("lsblk -dnro HCTL,NAME").splitlines():
-            place, name = line.split()
-            found[place.split(":", 2)[2]] = name
-        return found
+        """By target and LUN: the name; of both controllers (the deaf one has targets from 8 on)."""
+        return self._column("NAME")
+
+    def sizes(self) -> dict[str, int]:
+        """Likewise, in bytes."""
+        return {place: int(size) for place, size in self._column("SIZE").items()}
+
+    def _column(self, name: str) -> dict[str, str]:
+        # A disk that goes while lsblk looks makes it end with an error; the lines that it has shown count.
+        lines = [
+            line.split() for line in self.guest.run(f"lsblk -dnrbo HCTL,{name} 2>/dev/null", 120).output.splitlines()
+        ]
+        return {words[0].split(":", 2)[2]: words[1] for words in lines if len(words) == 2 and words[0].count(":") == 3}
 
     def wait_for(self, condition: Callable[[dict[str, str]], bool], what: str) -> dict[str, str]:
         """Looks at lsblk until it is so; says how long that took."""
@@ -48,9 +55,6 @@ class Setup:
             time.sleep(0.1)
         print(f"lsblk shows {what} after {time.monotonic() - begin:.1f} s")
         return found
-
-    def size(self, place: str) -> int:
-        return int(self.run(f"lsblk -dnrbo SIZE /dev/{self.disks()[place]}"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def test_a_disk_that_is_added_is_found_and_works(setup: Setup) -> None:
 
 def test_a_larger_disk_is_noticed(setup: Setup) -> None:
     setup.backend.command("lun", "resize", "lun-0-1", "6M")
-    setup.wait_for(lambda found: setup.size("0:1") == 6 * MIB, "the new size")
+    setup.wait_for(lambda found: setup.sizes().get("0:1") == 6 * MIB, "the new size")
 
 
 def test_a_controller_that_was_not_asked_to_tell_tells_nothing(setup: Setup) -> None:
@@ -92,7 +96,7 @@ def test_a_controller_that_was_not_asked_to_tell_tells_nothing(setup: Setup) -> 
     add(setup.backend, "0:2", "memory:1M")
     setup.wait_for(lambda found: "0:2" in found, "a disk of the other controller")
     assert "8:1" not in setup.disks()
-    assert setup.size("8:0") == 8 * MIB
+    assert setup.sizes()["8:0"] == 8 * MIB
 
 
 def test_what_a_guest_had_in_its_cache_is_written_before_a_disk_goes(setup: Setup) -> None:
@@ -109,7 +113,9 @@ def test_what_a_guest_had_in_its_cache_is_written_before_a_disk_goes(setup: Setu
 def test_a_disk_that_goes_under_load_ends_its_requests(setup: Setup) -> None:
     add(setup.backend, "0:3", "memory:64M")
     name = setup.wait_for(lambda found: "0:3" in found, "the disk")["0:3"]
-    load = f"while dd if=/dev/zero of=/dev/{name} bs=64k count=256 oflag=direct 2>/dev/null; do :; done"
+    # nocreat: a file of that name would stand in the way of the next disk.
+    dd = f"dd if=/dev/zero of=/dev/{name} bs=64k count=256 oflag=direct conv=nocreat"
+    load = f"while {dd} 2>/dev/null; do :; done"
     setup.run(f"( {load}; echo ended > /tmp/load ) >/dev/null 2>&1 &")
     began = sum(setup.backend.requests())
     deadline = time.monotonic() + PATIENCE
@@ -130,7 +136,7 @@ def test_a_disk_that_is_replaced_is_another_one(setup: Setup) -> None:
     device = setup.wait_for(lambda found: "5:0" in found, "the disk")["5:0"]
     before = setup.run(f"sg_inq -p 0x83 /dev/{device}")
     setup.backend.command("lun", "replace", name, str(two))
-    setup.wait_for(lambda found: "5:0" in found and setup.size("5:0") == 3 * MIB, "the other disk")
+    setup.wait_for(lambda found: setup.sizes().get("5:0") == 3 * MIB, "the other disk")
     device = setup.disks()["5:0"]
     assert setup.run(f"sg_inq -p 0x83 /dev/{device}") != before
     assert setup.run(f"head -c 3 /dev/{device}").strip() == "two"
