@@ -46,8 +46,9 @@ def test_versions_of_what_takes_part(run: Run) -> None:
 def test_a_question_to_the_command_itself_loads_nothing_heavy(words: str) -> None:
     """What makes it answer at once; a limit in seconds would be about the machine."""
     program = (
-        "import atexit, runpy, sys; sys.argv[1:] = [sys.argv[-1]]; atexit.register(lambda: print('loaded', *sys.modules))"
-        "; runpy.run_module('vhost_scsi.cli', run_name='__main__')"
+        "import atexit, runpy, sys; sys.argv[1:] = [sys.argv[-1]]; "
+        "atexit.register(lambda: print('loaded', *sys.modules)); "
+        "runpy.run_module('vhost_scsi.cli', run_name='__main__')"
     )
     said = subprocess.run([sys.executable, "-c", program, words], capture_output=True, text=True, check=True).stdout
     loaded = set(said[said.index("loaded") :].split())

@@ -279,7 +279,7 @@ def test_a_signal_does_not_wait_for_ever(served: Served) -> None:
     with login(served) as client:
         started = time.monotonic()
         assert served.stop() == 0
-        assert 2.5 < time.monotonic() - started < 9
+        assert 2.5 < time.monotonic() - started < 30
         client.receive()
         assert client.closed()
     assert "were asked to log out and did not" in served.log()

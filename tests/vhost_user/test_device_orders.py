@@ -545,7 +545,7 @@ def test_a_front_end_that_goes_with_requests_in_flight(live: Live) -> None:
         began = time.monotonic()
         host.close()
         live.wait_until_free(end)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15, "nobody waits for the reads"
         assert live.in_flight() == 0
 
 
