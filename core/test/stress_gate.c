@@ -295,7 +295,8 @@ static bool may_open(const struct stress *s, int k)
 	for (int i = 0; i < s->nheld; i++) {
 		const struct held *h = &s->held[i];
 
-		if (h->attribute == VS_ATTR_ORDERED && k == SCOPE_LU)
+		/* Whatever its nexus waits for: C closed the unit's gate for these, and it is open to all once it is open. */
+		if ((h->attribute == VS_ATTR_ORDERED || h->fault) && k == SCOPE_LU)
 			return false;
 		if (k == SCOPE_LU ? !scope_shut(&s->scopes[h->nexus]) : (int)h->nexus == k && !scope_shut(&s->scopes[SCOPE_LU]))
 			return false;
