@@ -171,7 +171,7 @@ def test_no_daemon(run: Run) -> None:
 
 def test_words_nobody_knows(run: Run) -> None:
     one_line(run("sevre"), 2, "No such command 'sevre'")
-    one_line(run("queue", "show"), 2, "Missing argument")
+    one_line(run("queue", "show"), 2, "either [PORT:]INDEX or --from DUMP is wanted")
     one_line(run("queue", "show", "two"), 3, "is not [PORT:]INDEX")
 
 
