@@ -21,9 +21,12 @@ def check_idle(cost: Cost) -> None:
     assert cost.switches <= SWITCHES, f"{cost.switches} context switches"
 
 
-def settle(guest: Guest, backend: Backend) -> None:
+WATCHDOG_RESTS = 21  # s; the stall watchdog looks every five, and no more when it has found nothing three times
+
+
+def settle(guest: Guest, backend: Backend, seconds: int = 2) -> None:
     """Nothing of the boot goes on: what the guest wanted to write and read is done."""
-    guest.check("sync; sleep 2")
+    guest.check(f"sync; sleep {seconds}")
     assert not backend.tasks()
 
 
@@ -35,7 +38,7 @@ def test_an_idle_guest_costs_nothing(bed: Bed, engine: str) -> None:
     guest = bed.tiny(*bed.attach(backend, queues=4), cpus=4)
     disk = disks(guest)[0, 0].block
     guest.check(f"dd if=/dev/zero of={disk} bs=64k count=64 oflag=direct")  # threads have worked, not just been made
-    settle(guest, backend)
+    settle(guest, backend, WATCHDOG_RESTS)
     guest.send("for n in $(seq 30); do sleep 0.5; : >/tmp/awake; done &")
     check_idle(backend.cost(SECONDS))
     # The negative twin. Broken: the guest reads one block now and then.
